@@ -1,0 +1,291 @@
+"""Reads over all apps: what every page shows around its content, the home page, the system page, the numbers."""
+
+import platform
+import shutil
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import django
+import psutil
+from django.conf import settings
+from django.db import connection
+from django.db.models import Count, Q, Sum
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from projects import queries as projects
+from projects.models import ApiToken, Event, Preference, Project, Story
+from projects.relay import floor, head, relay
+from projects.states import ProjectStatus, Role, StoryState
+from services import pages as processes
+from services import queries as services
+from services.models import WorkerHost
+from services.states import HostStatus
+
+RUNNING_SHOWN = 12
+NEEDS_SHOWN = 50
+RECENT_SHOWN = 10
+
+
+def frame(request: HttpRequest) -> dict[str, Any]:
+    """Return what base.html needs on every page; the cursor was read by the door before the page's first query."""
+    identity = getattr(request, "identity", None)
+    base = {"version": settings.VERSION, "theme": theme_of(request), "now": timezone.now(), "identity": identity}
+    if identity is None:
+        return base
+    preference = preference_of(request)
+    return {
+        **base,
+        "cursor": request.cursor,  # type: ignore[attr-defined]
+        "theme": preference.theme,
+        "density": preference.density,
+        "shortcuts": "on" if preference.shortcuts else "off",
+        "hosts": services.hosts(timezone.now()),
+        "role": str(identity.role),
+        "can_operate": identity.may(Role.OPERATOR),
+        "can_admin": identity.may(Role.ADMIN),
+    }
+
+
+def theme_of(request: HttpRequest) -> str:
+    """Return the theme that the cookie asks for, for pages that nobody is signed in on."""
+    theme = request.COOKIES.get("andon_theme", "")
+    return theme if theme in Preference.Theme.values else Preference.Theme.SYSTEM
+
+
+def preference_of(request: HttpRequest) -> Preference:
+    """Return the signed-in user's preferences, the defaults when none are saved; one query a request."""
+    kept = getattr(request, "_preference", None)
+    if kept is None:
+        user = request.user if request.user.is_authenticated else None
+        kept = Preference.objects.filter(user=user).first() if user else None
+        kept = kept or Preference(user=user, theme=theme_of(request))
+        request._preference = kept  # type: ignore[attr-defined]  # noqa: SLF001
+    return kept
+
+
+def is_ticking(now: datetime) -> bool:
+    """Say whether this node's worker ticked within 15 s."""
+    return _ticks(services.hosts(now))
+
+
+def _ticks(hosts: list[WorkerHost]) -> bool:
+    return any(host.node == settings.ANDON_NODE and host.shown == HostStatus.TICKING for host in hosts)
+
+
+def home(now: datetime, *, role: Role) -> dict[str, Any]:
+    """Return what needs somebody, what runs, what happened; as many queries however many projects and services."""
+    rows = list(projects.known().filter(missing_since=None))
+    running = projects.views([row for row in rows if row.running], now)[:RUNNING_SHOWN]
+    hosts = services.hosts(now)
+    return {
+        "needs": needs(rows, hosts, now)[:NEEDS_SHOWN],
+        "running": running,
+        "events": projects.events({}, limit=RECENT_SHOWN, headlines=True),
+        "checklist": checklist(rows, hosts, role=role),
+        "totals": {
+            "projects": len(rows),
+            "running": sum(row.running for row in rows),
+            "stories": sum(row.total for row in rows),
+            "passed": sum(row.passed for row in rows),
+            "remaining": sum(projects.remaining(row) for row in rows),
+        },
+    }
+
+
+def needs(rows: Iterable[Project], hosts: Iterable[WorkerHost], now: datetime) -> list[dict[str, Any]]:
+    """Return what a person should look at, the most urgent first, each with its reason and where to go."""
+    found = [*_worker_needs(hosts)]
+    for row in rows:
+        status = projects.status_of(row)
+        url = row.get_absolute_url()
+        if status is ProjectStatus.ERROR:
+            found.append(_need("bad", _("%s cannot be read") % row.slug, row.error, url, row.stale_since))
+        elif row.stalled or projects.is_stalled(row, now):
+            reason = _("Its loop runs but has written nothing for a long time.")
+            stop = {"act_url": f"{url}stop/", "act_label": _("Stop…")}
+            found.append({**_need("warn", _("%s is stalled") % row.slug, reason, url, row.written_at), **stop})
+        if crash := row.loop_crash:
+            reason = _("Exit code %s.") % crash["exit_code"] if crash["exit_code"] is not None else _("Nobody saw how.")
+            start = {"act_url": f"{url}start/", "act_label": _("Start…")}
+            found.append({**_need("bad", _("The loop of %s crashed") % row.slug, reason, url, row.written_at), **start})
+        if row.failed and not projects.remaining(row):
+            reason = ngettext("%d story failed", "%d stories failed", row.failed) % row.failed
+            reason += _(" and none is left to try.")
+            found.append(_need("bad", _("%s has failed") % row.slug, reason, url, row.written_at))
+    found.extend(_blocked_stories(rows))
+    found.extend(processes.need(row, now) for row in processes.attention(now, NEEDS_SHOWN))
+    order = {"special": 0, "bad": 1, "warn": 2}
+    return sorted(found, key=lambda need: order[need["severity"]])
+
+
+def _blocked_stories(rows: Iterable[Project]) -> list[dict[str, Any]]:
+    """Return what waits for a person; one query."""
+    by_id = {row.pk: row for row in rows if row.blocked}
+    stories = Story.objects.filter(project_id__in=by_id, state=StoryState.BLOCKED).defer("description", "notes")
+    found = []
+    for story in stories[:NEEDS_SHOWN] if by_id else []:
+        story.project = by_id[story.project_id]
+        title = _("%(slug)s: %(key)s waits for a person") % {"slug": story.project.slug, "key": story.key}
+        reason = story.failure_reason[:200] or story.title
+        url = story.get_absolute_url()
+        again = {"act_url": f"{url}requeue/", "act_label": _("Open again…")}
+        found.append({**_need("special", title, reason, url, story.project.written_at), **again})
+    return found
+
+
+def _worker_needs(hosts: Iterable[WorkerHost]) -> list[dict[str, Any]]:
+    return [
+        _need(
+            "bad",
+            _("The worker of %s is silent") % host.node,
+            _("Nothing is dispatched, watched or imported there. Start Andon again on that machine."),
+            "/system/",
+            host.tick_at,
+        )
+        for host in hosts
+        if host.shown == HostStatus.SILENT
+    ]
+
+
+def _need(severity: str, title: str, reason: str, url: str, at: datetime | None) -> dict[str, Any]:
+    return {
+        "severity": severity,
+        "title": title,
+        "reason": reason,
+        "url": url,
+        "remedy_url": url,
+        "remedy_label": _("Look"),
+        "at": at,
+    }
+
+
+def checklist(rows: list[Project], hosts: list[WorkerHost], *, role: Role) -> list[dict[str, Any]]:
+    """Return the first steps with what is done; empty once all are."""
+    roots = ", ".join(str(root) for root in settings.ANDON_WORKSPACE)
+    steps = [
+        _step(_("The worker ticks"), _ticks(hosts), _("Start it with manage.py up."), "/system/"),
+        _step(
+            _("A project was found"),
+            bool(rows),
+            _("Looked for in %s. manage.py demo makes two to try.") % roots,
+            "/projects/",
+        ),
+        _step(
+            _("A loop was seen running"),
+            any(row.running or row.last_iteration_at for row in rows),
+            _("manage.py loop DIR runs one, manage.py up --demo shows one."),
+            "/projects/",
+        ),
+    ]
+    if role.includes(Role.ADMIN):
+        made = ApiToken.objects.exists()
+        steps.append(_step(_("A token for scripts was made"), made, _("Make one in the settings."), "/settings/"))
+    return [] if all(step["done"] for step in steps) else steps
+
+
+def _step(label: str, done: bool, hint: str, url: str) -> dict[str, Any]:
+    return {"label": label, "done": done, "hint": hint, "url": url}
+
+
+def facts() -> list[dict[str, Any]]:
+    """Return what /system/ tells about this installation, by group; sizes in bytes."""
+    disk = shutil.disk_usage(settings.ANDON_HOME)
+    process = psutil.Process()
+    return [
+        {
+            "group": _("Database"),
+            "rows": [
+                (_("Engine"), _engine()),
+                (_("Size"), _bytes(_database_size())),
+                (_("Events"), f"{Event.objects.count():,}"),
+                (_("Log kept from / to"), f"{floor() + 1:,} / {head():,}"),
+            ],
+        },
+        {
+            "group": _("This web process"),
+            "rows": [
+                (_("Process"), str(process.pid)),
+                (_("Memory"), _bytes(process.memory_info().rss)),
+                (_("Open sockets and streams"), str(len(relay.subscriptions))),
+                (_("Log read up to"), f"{relay.cursor:,}"),
+            ],
+        },
+        {
+            "group": _("Disk"),
+            "rows": [
+                (_("Home"), str(settings.ANDON_HOME)),
+                (_("Free"), f"{_bytes(disk.free)} of {_bytes(disk.total)}"),
+                (_("Logs"), _bytes(_tree_size(settings.ANDON_HOME / "logs"))),
+                (_("Workspace roots"), ", ".join(str(root) for root in settings.ANDON_WORKSPACE)),
+            ],
+        },
+        {
+            "group": _("Versions"),
+            "rows": [
+                ("Andon", settings.VERSION),
+                ("Django", django.get_version()),
+                ("Python", platform.python_version()),
+                (_("Queue"), "Redis" if settings.REDIS_URL else "SQLite"),
+                (_("Node"), settings.ANDON_NODE),
+            ],
+        },
+    ]
+
+
+def numbers(now: datetime) -> list[tuple[str, str, list[str], list[tuple[list[str], float]]]]:
+    """Return the gauges of /metrics as (name, help, label names, [(label values, number)])."""
+    totals = Project.objects.filter(missing_since=None).aggregate(
+        all=Count("id"),
+        running=Count("id", filter=Q(running=True)),
+        total=Sum("total"),
+        passed=Sum("passed"),
+        failed=Sum("failed"),
+        blocked=Sum("blocked"),
+    )
+    stories = [([state], float(totals[state] or 0)) for state in ("passed", "failed", "blocked")]
+    stories.append((["open"], float(totals["total"] or 0) - sum(number for _, number in stories)))
+    ticks = [([host.node], (now - host.tick_at).total_seconds()) for host in services.hosts(now)]
+    return [
+        ("projects", "Projects found", [], [([], float(totals["all"]))]),
+        ("loops_running", "Loops that run", [], [([], float(totals["running"]))]),
+        ("stories", "Stories by state", ["state"], stories),
+        ("services", "Services by status", ["status"], [([status], float(n)) for status, n in services.counts()]),
+        ("worker_tick_age_seconds", "Seconds since a worker's last tick", ["node"], ticks),
+        ("event_head", "Greatest event id", [], [([], float(head()))]),
+        ("relay_cursor", "How far this web process read the event log", [], [([], float(relay.cursor))]),
+        ("subscriptions", "Open sockets and streams of this web process", [], [([], float(len(relay.subscriptions)))]),
+    ]
+
+
+def _engine() -> str:
+    if connection.vendor == "sqlite":
+        return f"SQLite {sqlite3.sqlite_version}"
+    return f"PostgreSQL {connection.pg_version // 10000}"  # type: ignore[attr-defined]
+
+
+def _database_size() -> int:
+    if connection.vendor == "sqlite":
+        path = Path(str(connection.settings_dict["NAME"]))
+        return sum(part.stat().st_size for part in path.parent.glob(path.name + "*") if part.is_file())
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_database_size(current_database())")
+        size: int = cursor.fetchone()[0]
+        return size
+
+
+def _tree_size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"

@@ -1,0 +1,47 @@
+"""What all admin pages of the house share: roles instead of Django's permissions, read-only rows, links to pages."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+
+class ByRole:
+    """Who came through the door of the admin pages holds the role admin; Django's own permissions add nothing."""
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return True
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return True
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return True
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return True
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return True
+
+
+class ReadOnly(ByRole, admin.ModelAdmin):  # type: ignore[type-arg]  # generic in the stubs only
+    """Rows that only verbs and the importer write."""
+
+    show_facets = admin.ShowFacets.NEVER
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @admin.display(description=_("page"))
+    def page_link(self, row: Any) -> str:
+        url = getattr(row, "url", "") or row.get_absolute_url()
+        return format_html('<a href="{}">{}</a>', url, _("open"))

@@ -1,0 +1,245 @@
+"""What an event says to a person: one sentence a kind, from its payload."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+Payload = dict[str, Any]
+
+
+def length(seconds: float) -> str:
+    """Return a duration in words: `42 s`, `6 min 12 s`, `3 h 5 min`, `4 d`."""
+    whole = int(seconds)
+    if whole < 60:
+        return _("%d s") % whole
+    if whole < 3600:
+        minutes, rest = divmod(whole, 60)
+        return _("%(m)d min %(s)d s") % {"m": minutes, "s": rest} if rest else _("%d min") % minutes
+    if whole < 86400:
+        hours, rest = divmod(whole // 60, 60)
+        return _("%(h)d h %(m)d min") % {"h": hours, "m": rest} if rest else _("%d h") % hours
+    return _("%d d") % (whole // 86400)
+
+
+def sentence(kind: str, subject: str, payload: Payload) -> str:
+    """Return the sentence; a kind that has none is told by its payload."""
+    _family, _colon, name = subject.partition(":")
+    slug, _slash, part = name.partition("/")
+    context = {"name": name, "slug": slug, "part": part}
+    tell = SENTENCES.get(kind)
+    return tell(context, payload) if tell else plain(payload)
+
+
+def plain(payload: Payload) -> str:
+    """Return a payload as `key: value` pairs, without what every event says."""
+    told = {key: value for key, value in payload.items() if key not in {"via", "address"}}
+    return " · ".join(
+        f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in told.items()
+    )
+
+
+def _says(text: str, *, reason: str = "") -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        told = _(text) % context
+        because = payload.get(reason) if reason else None
+        return f"{told}: {because}" if because else told
+
+    return tell
+
+
+def _changed(context: dict[str, str], payload: Payload) -> str:
+    what = ", ".join(str(item) for item in payload.get("changed", []))
+    return _("%(name)s changed: %(what)s") % {**context, "what": what}
+
+
+def _found(context: dict[str, str], payload: Payload) -> str:
+    return _("%(name)s found, %(passed)s of %(total)s stories passed") % {
+        **context,
+        "passed": payload.get("passed", 0),
+        "total": payload.get("total", 0),
+    }
+
+
+def _iteration(context: dict[str, str], payload: Payload) -> str:
+    took = payload.get("duration_s")
+    if not isinstance(took, int | float):
+        return _("Iteration %(part)s of %(slug)s finished") % context
+    return _("Iteration %(part)s of %(slug)s took %(took)s") % {**context, "took": length(took)}
+
+
+def _stalled(context: dict[str, str], payload: Payload) -> str:
+    quiet = payload.get("quiet_s")
+    return _("%(name)s has been quiet for %(quiet)s") % {
+        **context,
+        "quiet": length(quiet) if isinstance(quiet, int | float) else "?",
+    }
+
+
+def exit_words(code: Any) -> str:
+    """Return how a process ended: `exit code 3`, `SIGKILL`; "" when that is not known."""
+    if not isinstance(code, int):
+        return ""
+    if code >= 0:
+        return _("exit code %d") % code
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return _("signal %d") % -code
+
+
+def _ended(text: str) -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        told, how = _(text) % context, exit_words(payload.get("exit_code"))
+        return f"{told}: {how}" if how else told
+
+    return tell
+
+
+def _until(text: str) -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        at = payload.get("expires_at")
+        return _(text) % {**context, "at": at[:16].replace("T", " ") if isinstance(at, str) else "?"}
+
+    return tell
+
+
+def _stopping(who: str) -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        left = payload.get("left")
+        if isinstance(left, list) and left:
+            told = _(f"{who} is not gone yet: %(left)s")
+            return told % {**context, "left": ", ".join(map(str, left))}
+        told = _(f"{who} is being stopped") % context
+        because = payload.get("reason") or payload.get("cause")
+        return f"{told}: {because}" if because else told
+
+    return tell
+
+
+def _of_process(family: str, who: str) -> dict[str, Callable[[dict[str, str], Payload], str]]:
+    """Return the sentences that services and loops share."""
+    return {
+        f"{family}.declared": _says(f"{who} declared", reason="cmd"),
+        f"{family}.starting": _says(f"{who} starts"),
+        f"{family}.failed": _says(f"{who} could not be started", reason="reason"),
+        f"{family}.restarting": _says(f"{who} is started again", reason="cause"),
+        f"{family}.stopping": _stopping(who),
+        f"{family}.adopted": _says(f"{who} was taken over by a new worker"),
+        f"{family}.lost": _says(f"{who} is lost", reason="reason"),
+        f"{family}.forced": _says(f"{who} was written off as lost", reason="reason"),
+        f"{family}.erased": _says(f"{who} is forgotten"),
+    }
+
+
+# Why a loop of our runner, or of ralph-orchestrator, ended: the reasons of spec/journal.md 2.
+REASONS = {
+    "completion_promise": gettext_lazy("it says that all is done"),
+    "max_iterations": gettext_lazy("the limit of iterations is reached"),
+    "max_runtime": gettext_lazy("the limit of time is reached"),
+    "max_cost": gettext_lazy("the limit of cost is reached"),
+    "consecutive_failures": gettext_lazy("too many iterations failed one after another"),
+    "stopped": gettext_lazy("it was asked to"),
+    "workspace_gone": gettext_lazy("its directory is gone"),
+}
+
+
+def _loop_ended(text: str) -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        told, reason = _(text) % context, payload.get("reason")
+        if payload.get("killed"):
+            told = _("%s: it had to be killed") % told
+        elif isinstance(reason, str) and reason:
+            told = f"{told}: {REASONS.get(reason, reason)}"
+        elif code := payload.get("exit_code"):
+            told = f"{told}: {exit_words(code)}"
+        return told
+
+    return tell
+
+
+def _budget(context: dict[str, str], payload: Payload) -> str:
+    most, cost = payload.get("max_iterations"), payload.get("max_cost_usd")
+    said = [_("%s iterations") % most] if most is not None else []
+    said += [f"${cost}"] if cost is not None else []
+    return _("Budget of %(name)s set: %(said)s") % {**context, "said": ", ".join(said) or _("as it is started")}
+
+
+def _rolled(text: str) -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        told = _(text) % {**context, "commit": str(payload.get("commit", "?"))[:12]}
+        if because := payload.get("reason"):
+            return f"{told}: {because}"
+        story = payload.get("story")
+        return _("%(told)s, %(story)s is open again") % {"told": told, "story": story} if story else told
+
+    return tell
+
+
+def _token(text: str) -> Callable[[dict[str, str], Payload], str]:
+    return lambda context, payload: _(text) % {**context, "token": payload.get("name", context["name"])}
+
+
+SENTENCES: dict[str, Callable[[dict[str, str], Payload], str]] = {
+    **_of_process("service", "%(name)s"),
+    **_of_process("loop", "Loop of %(name)s"),
+    "loop.declared": _says("Loop of %(name)s is to be started"),
+    "service.rejected": _says("A declaration in %(slug)s was refused", reason="reason"),
+    "service.healthy": _says("%(name)s is healthy"),
+    "service.unhealthy": _says("%(name)s is unhealthy", reason="reason"),
+    "service.crashed": _ended("%(name)s crashed"),
+    "service.exited": _ended("%(name)s ended"),
+    "service.stopped": _ended("%(name)s stopped"),
+    "service.backoff": _says("%(name)s waits before it is tried again"),
+    "service.crash_loop": _says("%(name)s crashes again and again; nothing more is tried"),
+    "service.expiring": _until("%(name)s expires at %(at)s UTC"),
+    "service.expired": _says("%(name)s has expired"),
+    "service.extended": _until("%(name)s extended until %(at)s UTC"),
+    "service.partial": _says("Only some services of %(slug)s came up", reason="reason"),
+    "sidecar.discarded": _says("Spec file of %(name)s discarded"),
+    "project.found": _found,
+    "project.changed": _changed,
+    "project.error": _says("%(name)s cannot be read", reason="error"),
+    "project.missing": _says("%(name)s is gone", reason="path"),
+    "story.passed": _says("%(part)s passed in %(slug)s"),
+    "story.failed": _says("%(part)s failed in %(slug)s", reason="reason"),
+    "story.blocked": _says("%(part)s is blocked in %(slug)s", reason="reason"),
+    "story.requeue_asked": _says("%(part)s of %(slug)s is to be opened again"),
+    "story.reopened": _says("%(part)s is open again in %(slug)s"),
+    "story.added": _says("%(part)s was added to %(slug)s", reason="title"),
+    "story.removed": _says("%(part)s was removed from %(slug)s", reason="title"),
+    "loop.started": _says("Loop of %(name)s started"),
+    "loop.stopped": _loop_ended("Loop of %(name)s stopped"),
+    "loop.crashed": _loop_ended("Loop of %(name)s crashed"),
+    "loop.completed": _loop_ended("Loop of %(name)s completed"),
+    "loop.stop_asked": _says("Loop of %(name)s is to be stopped"),
+    "loop.stop_refused": _says("Loop of %(name)s could not be stopped", reason="reason"),
+    "loop.configured": _says("What starts the loop of %(name)s was set"),
+    "loop.budget_set": _budget,
+    "rollback.asked": _says("Rollback in %(name)s asked for"),
+    "rollback.started": _says("A rollback in %(name)s has begun"),
+    "rollback.completed": _rolled("Rolled back %(commit)s in %(name)s"),
+    "rollback.forced": _says("Rollback in %(name)s written off", reason="reason"),
+    "rollback.refused": _says("Rollback in %(name)s refused", reason="reason"),
+    "rollback.undone": _says("Rollback in %(name)s came to nothing", reason="reason"),
+    "loop.stalled": _stalled,
+    "iteration.finished": _iteration,
+    "worker.started": _says("Worker of %(name)s started"),
+    "worker.heartbeat": _says("Worker of %(name)s ticks"),
+    "worker.silent": _says("Worker of %(name)s is silent"),
+    "worker.recovered": _says("Worker of %(name)s ticks again"),
+    "worker.stopped": _says("Worker of %(name)s stopped"),
+    "worker.forgotten": _says("%(name)s is forgotten"),
+    "user.password_set": _says("%(name)s set a password"),
+    "user.signed_out": _says("%(name)s signed out"),
+    "user.changed": _says("Account %(name)s changed", reason="role"),
+    "user.deleted": _says("Account %(name)s deleted"),
+    "user.link_expired": _says("Sign-in link of %(name)s expired"),
+    "token.issued": _token("Token %(token)s made"),
+    "token.revoked": _token("Token %(token)s revoked"),
+    "user.invited": _says("Sign-in link made for %(name)s"),
+    "user.signed_in": _says("%(name)s signed in", reason="means"),
+    "user.sign_in_failed": _says("Sign-in failed for %(name)s"),
+}

@@ -1,0 +1,233 @@
+"""Pages of this app: projects, stories, iterations, costs."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core.paginator import Page, Paginator
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.utils import timezone
+from django.views.decorators.http import require_safe
+
+from projects import costs, disk, exports, queries, streams
+from projects.errors import Missing
+from projects.models import Iteration, Project, Story
+from projects.pages import page
+from projects.queries import ProjectView
+from projects.states import ProjectStatus
+from services import logs
+
+CARDS = 60
+ITERATIONS_SHOWN = 20
+EVENTS_SHOWN = 20
+ITERATIONS_PAGE = 100
+PROGRESS_LINES = 40
+LINE_SHOWN = 2000
+STORIES_PAGE = 200
+LOG_TAIL = 128 * 1024
+COST_DAYS = (7, 30, 90, 365)
+COST_DAYS_DEFAULT = 30
+
+
+@require_safe
+def index(request: HttpRequest) -> HttpResponse:
+    """All projects as cards; the filters stand in the address."""
+    wanted = {"q": request.GET.get("q", "").strip()[:80], "status": request.GET.get("status", "")}
+    rows = queries.known()
+    if wanted["q"]:
+        rows = rows.filter(Q(slug__icontains=wanted["q"]) | Q(title__icontains=wanted["q"]))
+    found = list(rows)
+    if wanted["status"] in ProjectStatus.values:
+        found = [row for row in found if queries.status_of(row) == wanted["status"]]
+    shown: Page[Any] = Paginator(found, CARDS).get_page(request.GET.get("page"))
+    shown.object_list = queries.views(shown.object_list, timezone.now())
+    context = {
+        "projects": shown,
+        "filters": wanted,
+        "filtered": any(wanted.values()),
+        "statuses": ProjectStatus.values,
+        "roots": settings.ANDON_WORKSPACE,
+    }
+    return page(request, "projects/list.html", context, {"projects": "projects/_list.html"})
+
+
+@require_safe
+def project(request: HttpRequest, slug: str) -> HttpResponse:
+    """One project: where its loop is, its stories, its iterations, its log."""
+    row = queries.get_project(slug, orders=True)
+    stories = list(row.stories.defer("description", "criteria", "notes"))
+    tail = disk.progress(row, PROGRESS_LINES) if row.ralph else None
+    iterations = _with_project(row, list(queries.iterations_of(row)[:ITERATIONS_SHOWN]))
+    context = {
+        "p": ProjectView(row, stories, timezone.now()),
+        "stories": Paginator(stories, STORIES_PAGE).get_page(request.GET.get("page")),
+        "iterations": iterations,
+        "longest_s": max((iteration.duration_s or 0 for iteration in iterations), default=0),
+        "spent": costs.bill(row, iterations),
+        "dearest": max((added for added in map(_spent, iterations) if added and added.cost), key=_cost, default=None),
+        "progress": _progress(tail) if tail else None,
+        "events": queries.events({"project": row.slug}, limit=EVENTS_SHOWN, headlines=True),
+        "stop": queries.open_stop(row) if getattr(row, "is_asked", False) else None,
+        "rolling": queries.open_rollback(row) if getattr(row, "is_rolling", False) else None,
+    }
+    fragments = {
+        "project-header": "projects/_header.html",
+        "stories": "projects/_stories.html",
+        "iterations": "projects/_iterations.html",
+        "progress": "projects/_progress.html",
+        "project-events": "projects/_events.html",
+    }
+    return page(request, "projects/page.html", context, fragments)
+
+
+@require_safe
+def story(request: HttpRequest, slug: str, key: str) -> HttpResponse:
+    """One story with its criteria and its history."""
+    row = queries.get_project(slug)
+    stories = list(row.stories.all())
+    view = ProjectView(row, stories, timezone.now())
+    found = next((item for item in stories if item.key == key), None)
+    if found is None:
+        raise Missing("not-found", f"{slug} has no story {key[:80]}.")
+    iterations = _with_project(row, list(queries.iterations_of(row).filter(story_key=key)[:ITERATIONS_SHOWN]))
+    costs.bill(row, iterations)
+    context = {
+        "p": view,
+        "story": found,
+        "depends_on": _dependencies(found, stories),
+        "iterations": iterations,
+        "events": queries.events_of_subject(f"story:{slug}/{key}"),
+    }
+    return page(request, "projects/story.html", context, {"story": "projects/_story.html"})
+
+
+@require_safe
+def iterations(request: HttpRequest, slug: str) -> HttpResponse:
+    """All iterations, newest first."""
+    row = queries.get_project(slug)
+    shown = Paginator(queries.iterations_of(row), ITERATIONS_PAGE).get_page(request.GET.get("page"))
+    shown.object_list = _with_project(row, list(shown.object_list))
+    costs.bill(row, shown.object_list)
+    context = {"p": ProjectView(row, [], timezone.now()), "iterations": shown}
+    return page(request, "projects/iterations.html", context, {"iteration-list": "projects/_iteration_rows.html"})
+
+
+@require_safe
+def iteration(request: HttpRequest, slug: str, number: int) -> HttpResponse:
+    """One iteration with its log, which grows while one looks."""
+    row = queries.get_project(slug)
+    rows = queries.iterations_of(row)
+    found = rows.filter(number=number).first() if number < 1 << 31 else None
+    if found is None:
+        raise Missing("not-found", f"{slug} has no iteration {number}.")
+    found.project = row
+    costs.bill(row, [found])
+    with disk.opened_log(found) as descriptor:
+        chunk = logs.tail_bytes(descriptor, tail=LOG_TAIL) if descriptor is not None else None
+    html, _ = logs.ansi_html(chunk.text if chunk else "")
+    context = {
+        "p": ProjectView(row, [], timezone.now()),
+        "iteration": found,
+        "log": {
+            "html": html,
+            "exists": chunk is not None,
+            "offset": chunk.offset if chunk else 0,
+            "next_offset": chunk.next_offset if chunk else 0,
+            "size": chunk.size if chunk else 0,
+            "truncated": bool(chunk and chunk.offset > 0),
+        },
+        "previous": _with_project(row, list(rows.filter(number__lt=number)[:1])),
+        "next": _with_project(row, list(rows.filter(number__gt=number).reverse()[:1])),
+    }
+    return page(request, "projects/iteration.html", context, {"iteration": "projects/_iteration.html"})
+
+
+@require_safe
+def iteration_log(request: HttpRequest, slug: str, number: int) -> StreamingHttpResponse:
+    """An iteration's whole log as it lies on disk, byte for byte."""
+    row = queries.get_project(slug)
+    found = queries.iterations_of(row).filter(number=number).first() if number < 1 << 31 else None
+    if found is None:
+        raise Missing("not-found", f"{slug} has no iteration {number}.")
+    found.project = row
+    with disk.opened_log(found) as descriptor:
+        if descriptor is None:
+            raise Missing("log-gone", "This log is not there any more.")
+        whole = os.fdopen(os.dup(descriptor), "rb")
+    response = StreamingHttpResponse(streams.pieces(whole), content_type="text/plain; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="{slug}-iteration-{number}.log"'
+    return response
+
+
+@require_safe
+def cost_report(request: HttpRequest) -> HttpResponse:
+    """What loops cost, by day, project, story and model; window and project stand in the address."""
+    slug, days = _cost_filters(request)
+    found = costs.report(days, timezone.now(), slug)
+    reporting = costs.reporting()
+    context = {
+        "costs": found,
+        "slug": slug,
+        "days": days,
+        "choices": COST_DAYS,
+        "slugs": [row["slug"] for row in reporting if row["has_entries"]],
+        "unread": [row for row in reporting if (row["rejected"] or row["problem"]) and slug in {"", row["slug"]}],
+        "zone": settings.TIME_ZONE,
+    }
+    return page(request, "projects/costs.html", context, {"costs": "projects/_costs.html"})
+
+
+@require_safe
+def cost_export(request: HttpRequest) -> StreamingHttpResponse:
+    """The entries of the window as CSV."""
+    slug, days = _cost_filters(request)
+    span = costs.window(days, timezone.now())
+    response = StreamingHttpResponse(_pieces(exports.costs_csv(span, slug)), content_type="text/csv; charset=utf-8")
+    name = f"andon-costs-{span.first}-to-{span.today}.csv"
+    response["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
+
+
+def _cost_filters(request: HttpRequest) -> tuple[str, int]:
+    slug = request.GET.get("project", "").strip()[:80]
+    return slug, costs.wanted_days(request.GET.get("days", ""), COST_DAYS_DEFAULT)
+
+
+async def _pieces(texts: Iterator[str]) -> AsyncIterator[bytes]:
+    """Yield texts that are made where the database may be asked."""
+    while (text := await sync_to_async(lambda: next(texts, None))()) is not None:
+        yield text.encode()
+
+
+def _spent(iteration: Iteration) -> costs.Sum | None:
+    spent: costs.Sum | None = iteration.spent  # type: ignore[attr-defined]
+    return spent
+
+
+def _cost(spent: costs.Sum) -> Decimal:
+    return spent.cost or Decimal(0)
+
+
+def _progress(tail: disk.Tail) -> dict[str, Any]:
+    text = logs.plain("\n".join(map(_shortened, tail.lines)))
+    return {"text": text, "total": tail.total, "exists": tail.exists}
+
+
+def _shortened(line: str) -> str:
+    """Return a line as far as a page shows it; the file has the rest."""
+    return line if len(line) <= LINE_SHOWN else f"{line[:LINE_SHOWN]} …"
+
+
+def _with_project(project: Project, rows: list[Iteration]) -> list[Iteration]:
+    for row in rows:
+        row.project = project
+    return rows
+
+
+def _dependencies(story: Story, stories: list[Story]) -> list[dict[str, object]]:
+    by_key = {item.key: item for item in stories}
+    return [{"key": key, "story": by_key.get(key)} for key in story.depends_on]

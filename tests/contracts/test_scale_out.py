@@ -1,0 +1,26 @@
+"""The suite on PostgreSQL and Redis, without the services' part. Runs first, beside the embedded half."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.scale_out import need_servers, run
+
+# Where every branch is walked: what moves state.
+WHOLE = ("projects/states.py", "projects/sweeps.py", "projects/pidfile.py", "projects/lifecycle/")
+# tests/contracts/test_scale_out_services.py runs these.
+ELSEWHERE = (
+    "tests/services",
+    "tests/journeys/test_services.py",
+    "tests/journeys/test_services_chaos.py",
+    "tests/journeys/test_loops.py",
+    "tests/journeys/test_loop_stops.py",
+)
+
+
+@pytest.mark.skipif("DATABASE_URL" in os.environ, reason="this is the half on PostgreSQL already")
+def test_the_suite_passes_on_postgresql_and_redis(tmp_path: Path, record_property):
+    need_servers()
+    words = [f"--ignore={path}" for path in ELSEWHERE]
+    record_property("summary", run("andon_suite", words, WHOLE, tmp_path, least=1200))

@@ -1,0 +1,113 @@
+"""What events and times say to a person."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from projects.sentences import SENTENCES, length, sentence
+from projects.templatetags.andon import age, duration, status_word
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "payload", "said"),
+    [
+        ("story.passed", "story:demo/US-1", {}, "US-1 passed in demo"),
+        ("story.failed", "story:demo/a/b", {"reason": "no"}, "a/b failed in demo: no"),
+        ("iteration.finished", "iteration:demo/4", {"duration_s": 372.4}, "Iteration 4 of demo took 6 min 12 s"),
+        ("iteration.finished", "iteration:demo/4", {}, "Iteration 4 of demo finished"),
+        ("loop.stalled", "project:demo", {"quiet_s": 840}, "demo has been quiet for 14 min"),
+        ("project.changed", "project:demo", {"changed": ["prd", "log"]}, "demo changed: prd, log"),
+        ("token.issued", "token:3", {"name": "ci"}, "Token ci made"),
+        ("service.declared", "service:demo/web", {"cmd": "npm"}, "demo/web declared: npm"),
+        ("loop.declared", "project:demo", {"cmd": "ralph"}, "Loop of demo is to be started"),
+        (
+            "service.rejected",
+            "project:demo",
+            {"reason": "specs-empty"},
+            "A declaration in demo was refused: specs-empty",
+        ),
+        ("service.crashed", "service:demo/web", {"exit_code": 3}, "demo/web crashed: exit code 3"),
+        ("service.crashed", "service:demo/web", {"exit_code": -9}, "demo/web crashed: SIGKILL"),
+        ("service.crashed", "service:demo/web", {"exit_code": -250}, "demo/web crashed: signal 250"),
+        ("service.crashed", "service:demo/web", {}, "demo/web crashed"),
+        ("service.stopping", "service:demo/web", {"cause": "ttl"}, "demo/web is being stopped: ttl"),
+        ("service.stopping", "service:demo/web", {"left": [7, 8]}, "demo/web is not gone yet: 7, 8"),
+        (
+            "service.extended",
+            "service:demo/web",
+            {"expires_at": "2026-11-20T12:30:59+00:00"},
+            "demo/web extended until 2026-11-20 12:30 UTC",
+        ),
+        ("loop.stopped", "project:demo", {"reason": "max_cost"}, "Loop of demo stopped: the limit of cost is reached"),
+        ("loop.stopped", "project:demo", {"killed": True}, "Loop of demo stopped: it had to be killed"),
+        ("loop.crashed", "project:demo", {"exit_code": -9}, "Loop of demo crashed: SIGKILL"),
+        ("loop.completed", "project:demo", {"reason": "odd"}, "Loop of demo completed: odd"),
+        (
+            "loop.budget_set",
+            "project:demo",
+            {"max_iterations": 3, "max_cost_usd": 2.5},
+            "Budget of demo set: 3 iterations, $2.5",
+        ),
+        ("loop.budget_set", "project:demo", {}, "Budget of demo set: as it is started"),
+        (
+            "rollback.completed",
+            "project:demo",
+            {"commit": "abcdef0123456789", "story": "US-1"},
+            "Rolled back abcdef012345 in demo, US-1 is open again",
+        ),
+        ("new.kind", "x:y", {"a": 1, "b": [1, 2], "via": "api", "address": "::1"}, "a: 1 · b: 1, 2"),
+    ],
+)
+def test_sentences(kind, subject, payload, said):
+    assert sentence(kind, subject, payload) == said
+
+
+@given(
+    st.sampled_from(sorted(SENTENCES)),
+    st.text(max_size=40),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                *("reason", "duration_s", "quiet_s", "changed", "name", "error", "passed", "exit_code", "left"),
+                *("expires_at", "commit", "story", "killed", "max_iterations", "max_cost_usd"),
+            ]
+        ),
+        st.none() | st.text() | st.integers() | st.lists(st.text()),
+    ),
+)
+def test_no_payload_breaks_a_sentence(kind, subject, payload):
+    if not isinstance(payload.get("changed", []), list):
+        payload.pop("changed")
+    assert isinstance(sentence(kind, subject, payload), str)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (61, "1 min 1 s"),
+        (3600, "1 h"),
+        (11100, "3 h 5 min"),
+        (200000, "2 d"),
+    ],
+)
+def test_lengths(seconds, said):
+    assert length(seconds) == duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("away", "said"),
+    [(0, "just now"), (1, "just now"), (12, "12 s ago"), (240, "4 min ago"), (11000, "3 h ago"), (-300, "in 5 min")],
+)
+def test_ages(away, said):
+    assert age(NOW - timedelta(seconds=away), NOW) == said
+
+
+def test_an_unknown_state_stands_for_itself():
+    assert (status_word("in_progress"), status_word("strange")) == ("In progress", "strange")
