@@ -13,6 +13,7 @@ from django.shortcuts import render
 from django.utils import timezone
 
 from config.queries import preference_of
+from kanban import runs
 from projects.access import BEARER_PREFIXES, identify, need
 from projects.errors import DomainError, Rejected, Unauthenticated
 from projects.relay import head
@@ -58,6 +59,8 @@ class DoorMiddleware:
             if not is_api and ("\x00" in request.path or "%00" in request.META.get("QUERY_STRING", "")):
                 raise Rejected("bad-request", "An address cannot hold a NUL character.")
             identity = identify(request)
+            if identity.run:
+                runs.check(identity.run, identity.project, request.method or "", request.path)
             if request.path.startswith("/admin/"):
                 need(identity, Role.ADMIN)
             if not is_api and request.method not in SAFE_METHODS and request.path not in OWN_AFFAIRS:

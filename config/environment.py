@@ -25,6 +25,16 @@ class Nonsense(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Board:
+    """What clients of the board are told that they may assume."""
+
+    default_tenant: str = ""
+    lane_by_profile: bool = True
+    include_archived: bool = False
+    render_markdown: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """Andon's settings: paths are absolute, `database_url` and `redis_url` are "" for the embedded default."""
 
@@ -47,6 +57,11 @@ class Environment:
     loop_agent: str = ""
     services_per_project: int = 50
     services_per_host: int = 500
+    # Whether the periodic pass of the dispatcher runs, how many kanban workers a host has, where they reach the pages.
+    dispatch: bool = True
+    workers_per_host: int = 8
+    url: str = ""
+    board: Board = Board()
     # Where days begin and end in sums of costs.
     time_zone: str = "UTC"
 
@@ -93,8 +108,33 @@ def read(environ: Mapping[str, str]) -> Environment:
         loop_agent=_command(environ, "ANDON_LOOP_AGENT"),
         services_per_project=_count(environ, "ANDON_SERVICES_PER_PROJECT", 50),
         services_per_host=_count(environ, "ANDON_SERVICES_PER_HOST", 500),
+        workers_per_host=_count(environ, "ANDON_WORKERS_PER_HOST", 8),
+        dispatch=_switch(environ, "ANDON_DISPATCH", default=True),
+        url=_url(environ.get("ANDON_URL", "").strip(), bind, _port(environ.get("ANDON_PORT", "").strip() or "8321")),
+        board=Board(
+            default_tenant=environ.get("ANDON_BOARD_DEFAULT_TENANT", "").strip()[:80],
+            lane_by_profile=_switch(environ, "ANDON_BOARD_LANE_BY_PROFILE", default=True),
+            include_archived=_switch(environ, "ANDON_BOARD_INCLUDE_ARCHIVED", default=False),
+            render_markdown=_switch(environ, "ANDON_BOARD_RENDER_MARKDOWN", default=True),
+        ),
         time_zone=_zone(environ.get("ANDON_TIME_ZONE", "").strip() or "UTC"),
     )
+
+
+def _switch(environ: Mapping[str, str], variable: str, *, default: bool) -> bool:
+    text = environ.get(variable, "").strip().lower()
+    if text not in {"", "on", "off", "1", "0"}:
+        raise Nonsense(f"{variable} is {text!r}. Give on or off.")
+    return text in {"on", "1"} if text else default
+
+
+def _url(text: str, bind: str, port: int) -> str:
+    if text and not re.fullmatch(r"https?://[^\s/?#@]+/?", text):
+        raise Nonsense(f"ANDON_URL is {text!r}. Give the address at which workers reach the pages: http://host:8321.")
+    if text:
+        return text.rstrip("/")
+    here = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(bind, bind)  # noqa: S104 (compared, not bound)
+    return f"http://{here}:{port}"
 
 
 def _names(environ: Mapping[str, str], variable: str, shape: str) -> tuple[str, ...]:

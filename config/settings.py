@@ -31,12 +31,17 @@ ANDON_LOOP_ENV = ANDON.loop_env
 ANDON_LOOP_AGENT = ANDON.loop_agent
 ANDON_SERVICES_PER_PROJECT = ANDON.services_per_project
 ANDON_SERVICES_PER_HOST = ANDON.services_per_host
+ANDON_DISPATCH = ANDON.dispatch
+ANDON_WORKERS_PER_HOST = ANDON.workers_per_host
+ANDON_URL = ANDON.url
+ANDON_BOARD = ANDON.board
 REDIS_URL = ANDON.redis_url
 VERSION = tomllib.loads((BASE_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 SECRET_KEY = ANDON.secret_key
 DEBUG = False
-ALLOWED_HOSTS = [*ANDON.allowed_hosts, *([ANDON.bind] if ANDON.is_loopback else [])]
+# Workers on this machine reach the pages at the address that is bound.
+ALLOWED_HOSTS = [*ANDON.allowed_hosts, *([ANDON.bind] if ANDON.bind not in {"0.0.0.0", "::"} else [])]  # noqa: S104
 
 INSTALLED_APPS = [
     "config.apps.AndonAdminConfig",

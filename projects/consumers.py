@@ -65,6 +65,8 @@ class EventsConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels 
         who: Identity
         if token:
             who = await database_sync_to_async(access.identify_token)(token, now=timezone.now(), address=address)
+            if who.run:
+                raise Forbidden("forbidden", "A run may not listen to the event log.")
             return who
         if not _is_own_origin(self.scope):
             raise Forbidden("forbidden", "This socket was opened by a page of another origin.")

@@ -1,7 +1,8 @@
 """What a managed process is started with: the executable and directory checked again, its environment, its log."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +15,21 @@ from services.models import LOG_FOLDER, ManagedProcess
 from services.processes import MARKER, Holder, Identity, Kernel, Member
 from services.specs import reasons
 from services.states import Purpose, Status
+
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a process is started with, made by its host: all of `env` beside what every program needs."""
+
+    argv: Sequence[str]
+    cwd: str
+    env: Mapping[str, str]
+
+
+# Filled in by the apps above, by purpose: makes on its host, with no transaction open, what a process is started in and
+# with; what must not stand in its row (a token) is only here. Raises CannotStart.
+prepare: dict[str, Callable[[ManagedProcess], Prepared]] = {}
 
 LOOP_THERE = "a loop runs here already"
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "TZ")
@@ -90,7 +106,10 @@ def spawn(row: ManagedProcess, kernel: Kernel, *, now: datetime) -> Identity:
 
     Raises CannotStart with the reason: `port-conflict (…)`, a missing program or directory, a log not to be opened.
     """
-    argv = check(row)
+    argv, cwd, env = check(row), row.cwd, environment(row)
+    if make := prepare.get(row.purpose):
+        made = make(row)
+        argv, cwd, env = list(made.argv), made.cwd, {**env, **made.env, MARKER: env[MARKER]}
     if busy := kernel.listeners(row.ports):
         port, holder = min(busy.items())
         raise CannotStart(reasons.port_conflict(port, describe(holder)))
@@ -100,9 +119,9 @@ def spawn(row: ManagedProcess, kernel: Kernel, *, now: datetime) -> Identity:
         raise CannotStart(f"its log cannot be opened: {error.strerror or error}") from None
     try:
         note(log, f"generation {row.generation} starts {now:%Y-%m-%dT%H:%M:%SZ}")
-        return kernel.spawn(argv, cwd=row.cwd, env=environment(row), log_fd=log)
+        return kernel.spawn(argv, cwd=cwd, env=env, log_fd=log)
     except (OSError, ValueError) as error:
-        reason = f"{row.cmd} could not be started: {getattr(error, 'strerror', None) or error}"
+        reason = f"{argv[0]} could not be started: {getattr(error, 'strerror', None) or error}"
         note(log, reason)
         raise CannotStart(reason) from None
     finally:

@@ -8,7 +8,7 @@ lose warn (what its node's worker saw or did). No verb touches a process; the su
 from services.lifecycle.declaring import Declared, Quotas, declare, erase, launch, lock_host, reject, start
 from services.lifecycle.hosts import beat, enlist, forget, leave, silence
 from services.lifecycle.living import adopt, extend, fail, heal, roll_back, sicken, spawned, warn
-from services.lifecycle.moves import on_end, on_loop
+from services.lifecycle.moves import on_end, on_loop, on_start
 from services.lifecycle.stopping import ended, force, kill, lose, remain, respawn, restart, settle, signalled, stop
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "lose",
     "on_end",
     "on_loop",
+    "on_start",
     "reject",
     "remain",
     "respawn",

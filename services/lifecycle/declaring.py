@@ -90,7 +90,8 @@ def declare(
             if row is not None and row.is_live:
                 row = _replace(row, about, wi=wi, by=by, now=now)
             else:
-                row = _reserve(row, _named(project, spec["name"], Purpose.SERVICE), about, by=by, now=now)
+                named = {"name": spec["name"], "purpose": Purpose.SERVICE, "project": project.slug, "node": project.node}
+                row = _reserve(row, named, about, by=by, now=now)
                 is_more = True
             fresh.append(row)
             rows.append(row)
@@ -113,7 +114,7 @@ def reject(project: Project, reason: str, *, wi: str = "", by: By, now: datetime
 
 
 def launch(
-    project: Project,
+    project: Project | None,
     name: str,
     purpose: Purpose,
     *,
@@ -121,14 +122,19 @@ def launch(
     cwd: str,
     env: Mapping[str, str],
     stop_grace_s: int = 10,
+    node: str = "",
     by: By,
     now: datetime,
 ) -> ManagedProcess:
     """Reserve one kanban worker or loop: it has no TTL, no probe and is never started again by itself.
 
-    Refuses with Unavailable `no-worker`, Conflict `project-missing` and `name-already-active`.
+    It runs on its project's node; without a project on `node`. Refuses with Unavailable `no-worker`, Conflict
+    `project-missing` and `name-already-active`.
     """
-    _need_directory(project)
+    if project is not None:
+        _need_directory(project)
+        node = project.node
+    slug = project.slug if project is not None else ""
     about = {
         "cmd": argv[0],
         "args": list(argv[1:]),
@@ -139,11 +145,12 @@ def launch(
         "declared_at": now,
     }
     with writing():
-        lock_host(project.node, now)
-        row = ManagedProcess.objects.filter(project=project.slug, purpose=purpose, name=name).first()
+        lock_host(node, now)
+        row = ManagedProcess.objects.filter(project=slug, purpose=purpose, name=name).first()
         if row is not None and row.is_live:
             raise Conflict("name-already-active", reasons.name_already_active(name))
-        return _reserve(row, _named(project, name, purpose), about, by=by, now=now)
+        named = {"project": slug, "name": name, "purpose": purpose, "node": node}
+        return _reserve(row, named, about, by=by, now=now)
 
 
 def start(
@@ -196,10 +203,6 @@ def _reserve(
         move(row, "start", now=now, by=by, start=True, node=name["node"], **fields)
     tell(row, "declared", by=by, now=now, cmd=row.cmd, ports=row.ports or None, owner=row.owner_wi or None)
     return row
-
-
-def _named(project: Project, name: str, purpose: Purpose) -> dict[str, str]:
-    return {"project": project.slug, "name": name, "purpose": purpose, "node": project.node}
 
 
 def _fresh(ttl_minutes: int | None, now: datetime) -> dict[str, Any]:

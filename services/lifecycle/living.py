@@ -10,7 +10,7 @@ from projects import lifecycle as projects
 from projects.errors import Conflict
 from projects.events import By, writing
 from services.lifecycle.declaring import check_minutes, warning_of
-from services.lifecycle.moves import locked, move, tell, tell_of_loop
+from services.lifecycle.moves import locked, move, on_start, tell, tell_of_loop
 from services.lifecycle.stopping import NO_PROCESS, OVER, again, again_later, stop
 from services.models import ManagedProcess
 from services.processes import Identity
@@ -52,6 +52,8 @@ def spawned(row: ManagedProcess, identity: Identity, *, by: By, now: datetime) -
                 },
             )
             tell_of_loop(row)
+        if tell_start := on_start.get(row.purpose):
+            tell_start(row, by, now)
 
 
 def fail(row: ManagedProcess, reason: str, *, jitter: float = 0.0, by: By, now: datetime) -> None:

@@ -13,7 +13,8 @@ from projects.events import By, after, record
 from services.models import ManagedProcess
 from services.states import ENDED, PROCESS_MOVES, Purpose
 
-# Filled in by the apps above; called in the transaction that records an end: (process, by, now).
+# Filled in by the apps above, by purpose; called in the transaction that records a start or an end: (process, by, now).
+on_start: dict[str, Callable[[ManagedProcess, By, datetime], None]] = {}
 on_end: dict[str, Callable[[ManagedProcess, By, datetime], None]] = {}
 
 # Filled in by the worker: told after the commit that a loop which Andon started began or ended: (project's slug).

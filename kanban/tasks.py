@@ -1,0 +1,55 @@
+"""Huey's jobs of this app, one line each."""
+
+from django.utils import timezone
+
+from kanban import dispatch, sweeps
+from projects.jobs import every
+
+
+@every(seconds=5)
+def run_pass() -> dict[str, int] | None:
+    return sweeps.tick()
+
+
+@every(seconds=5)
+def release_expired() -> int:
+    return len(sweeps.release_expired(now=timezone.now()))
+
+
+@every(seconds=5)
+def detect_crashed() -> int:
+    return len(sweeps.detect_crashed(now=timezone.now()))
+
+
+@every(seconds=5)
+def promote_ready() -> int:
+    return sweeps.promote_ready(now=timezone.now())
+
+
+@every(seconds=5)
+def time_out() -> int:
+    return len(sweeps.time_out(now=timezone.now()))
+
+
+@every(seconds=5)
+def lift_blocks() -> int:
+    return sweeps.lift_blocks(now=timezone.now())
+
+
+@every(seconds=1)
+def stop_superseded() -> int:
+    return sweeps.stop_superseded(now=timezone.now())
+
+
+@every(seconds=1)
+def settle_left() -> int:
+    return sweeps.settle_left()
+
+
+@every(seconds=30)
+def find_profiles() -> int:
+    return sweeps.find_profiles(now=timezone.now())
+
+
+# The worker runs what commits enqueue.
+look = dispatch.look
