@@ -1,0 +1,19 @@
+"""The work to be done: tasks and their links, attempts, comments; the agents who do it; the dispatcher's switch."""
+
+from kanban.models.runs import LINGERING, Board, Profile, Run
+from kanban.models.tasks import LONGEST_ERROR, LONGEST_TEXT, LONGEST_TITLE, NAME, Comment, Link, Task, age_s
+
+__all__ = [
+    "LINGERING",
+    "LONGEST_ERROR",
+    "LONGEST_TEXT",
+    "LONGEST_TITLE",
+    "NAME",
+    "Board",
+    "Comment",
+    "Link",
+    "Profile",
+    "Run",
+    "Task",
+    "age_s",
+]
