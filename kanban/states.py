@@ -1,4 +1,4 @@
-"""The machine of tasks, as data: verb -> (from, to); the words for how a run ended and why a task is blocked."""
+"""The machines of tasks and notices, as data: verb -> (from, to); the words for how a run ended and why one waits."""
 
 from datetime import timedelta
 
@@ -116,4 +116,33 @@ TASK_MOVES: dict[str, tuple[frozenset[Status], Status]] = {
     # An administrator's last resort.
     "force_ready": (frozenset(Status) - {Status.READY}, Status.READY),
     "force_blocked": (frozenset(Status) - {Status.BLOCKED}, Status.BLOCKED),
+}
+
+# How long a sender may take before another may try the same delivery.
+NOTICE_LEASE = timedelta(seconds=90)
+NOTICE_BACKOFF = timedelta(seconds=10)
+NOTICE_LONGEST_WAIT = timedelta(hours=1)
+# As many failures in a row pause a subscription; as many of one delivery, while others go through, end that one.
+NOTICE_FAILURES = 12
+
+
+class Target(models.TextChoices):
+    """Where notices of events go."""
+
+    WEBHOOK = "webhook"
+    EMAIL = "email"
+
+
+class DeliveryStatus(models.TextChoices):
+    """Where one notice is."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+DELIVERY_MOVES: dict[str, tuple[frozenset[DeliveryStatus], DeliveryStatus]] = {
+    "deliver": (frozenset({DeliveryStatus.PENDING}), DeliveryStatus.DELIVERED),
+    "give_up": (frozenset({DeliveryStatus.PENDING}), DeliveryStatus.DEAD),
+    "send_again": (frozenset({DeliveryStatus.DEAD, DeliveryStatus.DELIVERED}), DeliveryStatus.PENDING),
 }

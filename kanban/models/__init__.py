@@ -1,5 +1,6 @@
-"""The work to be done: tasks and their links, attempts, comments; the agents who do it; the dispatcher's switch."""
+"""The work to be done: tasks and their links, attempts, comments; the agents who do it; who is told of what."""
 
+from kanban.models.notices import Delivery, Subscription
 from kanban.models.runs import LINGERING, Board, Profile, Run
 from kanban.models.tasks import LONGEST_ERROR, LONGEST_TEXT, LONGEST_TITLE, NAME, Comment, Link, Task, age_s
 
@@ -11,9 +12,11 @@ __all__ = [
     "NAME",
     "Board",
     "Comment",
+    "Delivery",
     "Link",
     "Profile",
     "Run",
+    "Subscription",
     "Task",
     "age_s",
 ]
