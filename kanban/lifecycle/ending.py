@@ -253,7 +253,7 @@ def services_known(
         short = storable(f"{failure}: {reason}", 2000)
         blocked: dict[str, Any] = {"block_kind": BlockKind.CAPABILITY, "block_reason": short, "blocked_by": by.name}
         step(task, "block", now=now, last_error=storable(short), **blocked)
-        tell(task, "blocked", by=by, now=now, run=name, reason=short, kind=BlockKind.CAPABILITY)
+        tell(task, "blocked", by=by, now=now, run=name, reason=short, block_kind=BlockKind.CAPABILITY)
 
 
 def still_waiting(task: Task, *, now: datetime) -> None:

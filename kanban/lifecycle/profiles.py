@@ -70,7 +70,7 @@ def resume(profile: Profile, *, by: By, now: datetime) -> Profile:
         tasks = list(tripped.select_for_update().defer("body", "result"))
         move(tasks, "unblock", now=now, failures=0, violations=0)
         for task in tasks:
-            tell(task, "unblocked", by=by, now=now, kind=BlockKind.BREAKER)
+            tell(task, "unblocked", by=by, now=now, status=task.status, block_kind=BlockKind.BREAKER)
         settle(Task.objects.filter(pk__in=[task.pk for task in tasks]), by=by, now=now)
         free()
     return profile

@@ -48,7 +48,7 @@ def settle(tasks: QuerySet[Task], *, by: By, now: datetime) -> int:
     for task in todo:
         tell(task, "ready", by=by, now=now)
     for task in blocked:
-        tell(task, "unblocked", by=by, now=now, kind=BlockKind.DEPENDENCY)
+        tell(task, "unblocked", by=by, now=now, status=task.status, block_kind=BlockKind.DEPENDENCY)
     for task in ready:
         tell(task, "status", by=by, now=now, status=Status.TODO)
     if todo or blocked:

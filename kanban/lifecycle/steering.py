@@ -37,7 +37,7 @@ def unblock(task: Task, *, by: By, now: datetime) -> Task:
                 raise Conflict("not-due", f"{task.id} waits until {task.unblock_at.isoformat()}.")
         waits = bool(links.open_parents(task.pk)) and not task.parents_waived
         step(task, "unblock_waiting" if waits else "unblock", now=now, **(FORGIVEN if is_person(by) else {}))
-        tell(task, "unblocked", by=by, now=now, kind=kind)
+        tell(task, "unblocked", by=by, now=now, status=task.status, block_kind=kind)
         free()
     return task
 

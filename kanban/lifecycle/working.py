@@ -269,7 +269,7 @@ def _block(task: Task, reason: str, kind: BlockKind, *, by: By, now: datetime) -
     run_name = task.run_name
     end_run(task, Outcome.SUPERSEDED if is_person(by) else Outcome.BLOCKED, by=by, now=now, summary=reason)
     step(task, "block", now=now, block_kind=kind, block_reason=reason, blocked_by=by.name, **fields)
-    tell(task, "blocked", by=by, now=now, run=run_name, reason=reason, kind=kind)
+    tell(task, "blocked", by=by, now=now, run=run_name, reason=reason, block_kind=kind)
 
 
 def request_review(task: Task, *, summary: str = "", by: By, now: datetime) -> Task:
