@@ -475,7 +475,7 @@ class TestRemove:
     def test_closed_and_bottomless_directories(self, scratch, removed):
         place = scratch()
         folder = os.open(place, os.O_RDONLY)
-        for _ in range(3000):
+        for _ in range(1200):
             os.mkdir("d", dir_fd=folder)
             below = os.open("d", os.O_RDONLY, dir_fd=folder)
             os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=below))
