@@ -62,6 +62,10 @@ class Environment:
     workers_per_host: int = 8
     url: str = ""
     board: Board = Board()
+    # Which hosts webhooks may go to that are not public, and how e-mail leaves ("" = not at all).
+    webhook_hosts: frozenset[str] = frozenset()
+    email_url: str = ""
+    email_from: str = ""
     # Where days begin and end in sums of costs.
     time_zone: str = "UTC"
 
@@ -117,6 +121,11 @@ def read(environ: Mapping[str, str]) -> Environment:
             include_archived=_switch(environ, "ANDON_BOARD_INCLUDE_ARCHIVED", default=False),
             render_markdown=_switch(environ, "ANDON_BOARD_RENDER_MARKDOWN", default=True),
         ),
+        webhook_hosts=frozenset(
+            name.lower() for name in _names(environ, "ANDON_WEBHOOK_HOSTS", r"[A-Za-z0-9:][\w.:-]*")
+        ),
+        email_url=_email_url(environ.get("EMAIL_URL", "").strip()),
+        email_from=_email_from(environ.get("ANDON_EMAIL_FROM", "").strip()),
         time_zone=_zone(environ.get("ANDON_TIME_ZONE", "").strip() or "UTC"),
     )
 
@@ -151,6 +160,19 @@ def _command(environ: Mapping[str, str], variable: str) -> str:
         shlex.split(text)
     except ValueError as error:
         raise Nonsense(f"{variable} cannot be read as a command: {error}. Quote it as in a shell.") from None
+    return text
+
+
+def _email_url(text: str) -> str:
+    """Return how e-mail leaves; a refusal never repeats it, for it holds a password."""
+    if text and not re.fullmatch(r"smtp(\+tls|\+ssl|s)?://([^\s@/]*@)?[^\s@/:]+(:[0-9]{1,5})?/?", text):
+        raise Nonsense("EMAIL_URL is no address of a mail server. Give smtp+tls://user:password@mail.example.org:587.")
+    return text
+
+
+def _email_from(text: str) -> str:
+    if text and not re.fullmatch(r"[^\s@<>]+@[^\s@<>]+", text):
+        raise Nonsense(f"ANDON_EMAIL_FROM is {text!r}. Give one e-mail address: andon@example.org.")
     return text
 
 

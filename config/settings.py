@@ -35,6 +35,7 @@ ANDON_DISPATCH = ANDON.dispatch
 ANDON_WORKERS_PER_HOST = ANDON.workers_per_host
 ANDON_URL = ANDON.url
 ANDON_BOARD = ANDON.board
+ANDON_WEBHOOK_HOSTS = ANDON.webhook_hosts
 REDIS_URL = ANDON.redis_url
 VERSION = tomllib.loads((BASE_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
@@ -183,6 +184,12 @@ STORAGES = {
 # `up` collects hashed, compressed copies; without them the sources are served as they are.
 WHITENOISE_USE_FINDERS = not (STATIC_ROOT / "staticfiles.json").exists()
 WHITENOISE_ALLOW_ALL_ORIGINS = False
+
+EMAIL_IS_SET_UP = bool(ANDON.email_url)
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = ANDON.email_from or "andon@localhost"
+if ANDON.email_url:
+    globals().update(environ.Env.email_url_config(ANDON.email_url))
 
 LANGUAGE_CODE = "en"
 # Django's own catalogues would mix other languages into our English texts.

@@ -2,7 +2,7 @@
 
 from django.utils import timezone
 
-from kanban import dispatch, sweeps
+from kanban import dispatch, notices, sweeps
 from projects.jobs import every
 
 
@@ -44,6 +44,16 @@ def stop_superseded() -> int:
 @every(seconds=1)
 def settle_left() -> int:
     return sweeps.settle_left()
+
+
+@every(seconds=1)
+def deliver_notices() -> dict[str, int]:
+    return notices.tick(now=timezone.now())
+
+
+@every(seconds=60)
+def prune_notices() -> int:
+    return notices.prune(now=timezone.now())
 
 
 @every(seconds=30)

@@ -182,6 +182,12 @@ def _token(text: str) -> Callable[[dict[str, str], Payload], str]:
     return lambda context, payload: _(text) % {**context, "token": payload.get("name", context["name"])}
 
 
+def _tested(context: dict[str, str], payload: Payload) -> str:
+    if payload.get("ok"):
+        return _("A test of notice %(name)s arrived") % context
+    return _("A test of notice %(name)s did not arrive: %(reason)s") % {**context, "reason": payload.get("reason", "?")}
+
+
 SENTENCES: dict[str, Callable[[dict[str, str], Payload], str]] = {
     **_of_process("service", "%(name)s"),
     **_of_process("loop", "Loop of %(name)s"),
@@ -232,6 +238,15 @@ SENTENCES: dict[str, Callable[[dict[str, str], Payload], str]] = {
     "worker.recovered": _says("Worker of %(name)s ticks again"),
     "worker.stopped": _says("Worker of %(name)s stopped"),
     "worker.forgotten": _says("%(name)s is forgotten"),
+    "notice.subscribed": _says("Notice %(name)s set up", reason="host"),
+    "notice.unsubscribed": _says("Notice %(name)s deleted", reason="host"),
+    "notice.paused": _says("Notice %(name)s is paused", reason="reason"),
+    "notice.resumed": _says("Notice %(name)s goes on"),
+    "notice.test_asked": _says("A test of notice %(name)s was asked for"),
+    "notice.tested": _tested,
+    "notice.sent_again": _says("Something of notice %(name)s is sent again"),
+    "notice.undeliverable": _says("Something of notice %(name)s could not be delivered", reason="reason"),
+    "notice.missed": _says("Notice %(name)s went on behind events that are deleted already"),
     "user.password_set": _says("%(name)s set a password"),
     "user.signed_out": _says("%(name)s signed out"),
     "user.changed": _says("Account %(name)s changed", reason="role"),

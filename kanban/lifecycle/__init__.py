@@ -3,7 +3,7 @@
 People and programs: create edit assign prioritise comment link unlink unblock approve send_back archive reopen move_to
 release force patch. Dispatcher and runs: claim heartbeat complete block request_review. What the hosts saw: spawned
 exited expire time_out give_up_launch declare_services services_known. Profiles: pause resume note_found, and
-pause_dispatch resume_dispatch.
+pause_dispatch resume_dispatch. Notices have modules of their own: `subscribing` is people's, `delivering` Andon's.
 """
 
 from kanban.lifecycle.creating import assign, comment, create, edit, link, prioritise, unlink

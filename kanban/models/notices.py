@@ -6,6 +6,7 @@ from typing import Any
 from django.db import models
 from django.db.models import Q
 
+from kanban import webhooks
 from kanban.states import DeliveryStatus, Target
 
 LONGEST_ADDRESS = 1000
@@ -55,6 +56,13 @@ class Subscription(models.Model):
     @property
     def subject(self) -> str:
         return f"notice:{self.pk}"
+
+    @property
+    def host(self) -> str:
+        """What everybody may see of the address: a webhook's host, since its path may be a secret; a domain."""
+        if self.target == Target.EMAIL:
+            return f"…@{self.address.rpartition('@')[2]}"
+        return webhooks.endpoint(self.address).origin
 
     def wants(self, row: dict[str, Any]) -> bool:
         """Say whether an event is to be told; never one about itself, which would go on for ever."""
