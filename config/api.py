@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
@@ -12,6 +13,7 @@ from ninja.renderers import BaseRenderer
 from ninja.utils import check_csrf
 
 from config.door import SAFE_METHODS, beside
+from kanban.api import router as kanban_router
 from projects.access import need
 from projects.api import events_router, me_router
 from projects.api import router as ralph_router
@@ -90,6 +92,11 @@ def _http(request: HttpRequest, error: HttpError) -> HttpResponse:
     return refuse(request, error.status_code, "invalid-request", str(error))
 
 
+@api.exception_handler(RequestDataTooBig)
+def _too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
+    return refuse(request, 413, "invalid-request", "The body is too large.")
+
+
 @api.exception_handler(Exception)
 def _internal(request: HttpRequest, error: Exception) -> HttpResponse:
     log.error("%s %s failed", request.method, request.path, exc_info=error)
@@ -101,3 +108,4 @@ api.add_router("/ralph", loops_router)
 api.add_router("/events", events_router)
 api.add_router("/me", me_router)
 api.add_router("/managed-processes", processes_router)
+api.add_router("/kanban", kanban_router)

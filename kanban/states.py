@@ -1,5 +1,6 @@
 """The machines of tasks and notices, as data: verb -> (from, to); the words for how a run ended and why one waits."""
 
+import re
 from datetime import timedelta
 
 from django.db import models
@@ -20,6 +21,8 @@ VIOLATIONS_ALLOWED = 3
 ALIKE = 3
 ALIKE_WITHIN = timedelta(seconds=60)
 QUOTA_EXIT = 75
+# What an id of a task can be, also of one that another board gave it.
+TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,10}")
 
 
 class Status(models.TextChoices):
