@@ -2,7 +2,7 @@
 
 from django.utils import timezone
 
-from kanban import dispatch, notices, sweeps
+from kanban import dispatch, notices, retention, sweeps
 from projects.jobs import every
 
 
@@ -59,6 +59,21 @@ def prune_notices() -> int:
 @every(seconds=30)
 def find_profiles() -> int:
     return sweeps.find_profiles(now=timezone.now())
+
+
+@every(seconds=60)
+def prune_events() -> int:
+    return retention.prune_events(now=timezone.now())
+
+
+@every(seconds=60)
+def prune_logs() -> int:
+    return retention.prune_logs(now=timezone.now())
+
+
+@every(seconds=60)
+def prune_workspaces() -> int:
+    return len(retention.prune_workspaces(now=timezone.now()))
 
 
 # The worker runs what commits enqueue.
