@@ -27,6 +27,8 @@ from services.models import WorkerHost
 from services.states import HostStatus
 
 MOST_LISTED = 200
+# Refusals that the profile's next task would meet as well.
+FULL = frozenset({"over-cap", "profile-paused", "no-worker"})
 log = logging.getLogger("andon.kanban")
 
 
@@ -75,31 +77,34 @@ def _claim_on(
         if not found:
             return
         for task in found:
-            taken.add(task.pk)
             if room <= 0 or free[task.assignee] <= 0:
-                taken.discard(task.pk)
                 continue
-            run = None if dry_run else _claim(task, profiles[task.assignee], node, by=by, now=now)
-            if run is None and not dry_run:
-                continue
+            taken.add(task.pk)
+            if not dry_run:
+                run, has_room = _claim(task, profiles[task.assignee], node, by=by, now=now)
+                if run is None:
+                    free[task.assignee] *= has_room
+                    continue
+                done.runs.append(run)
             free[task.assignee] -= 1
             room -= 1
             done.spawned.append((task.pk, task.assignee, planned_workspace(task)))
-            if run is not None:
-                done.runs.append(run)
 
 
-def _claim(task: Task, profile: Profile, node: str, *, by: By, now: datetime) -> Run | None:
-    """Claim one task; another dispatcher, a person or a cap may have been faster. One poison row stops nobody."""
+def _claim(task: Task, profile: Profile, node: str, *, by: By, now: datetime) -> tuple[Run | None, bool]:
+    """Claim one task, and say whether its profile may have room yet. One poison row stops nobody.
+
+    Another dispatcher, a person or a cap may have been faster.
+    """
     try:
-        return lifecycle.claim(
-            task, profile=profile, node=node, per_host=settings.ANDON_WORKERS_PER_HOST, by=by, now=now
-        )
+        per_host = settings.ANDON_WORKERS_PER_HOST
+        return lifecycle.claim(task, profile=profile, node=node, per_host=per_host, by=by, now=now), True
     except DomainError as refusal:
         log.debug("%s is not claimed: %s", task.pk, refusal)
+        return None, refusal.code not in FULL
     except Exception:
         log.exception("%s cannot be claimed", task.pk)
-    return None
+        return None, True
 
 
 def ready(node: str, now: datetime) -> QuerySet[Task]:

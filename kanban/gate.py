@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from kanban import lifecycle, workers
 from kanban.lifecycle.ending import NO_VERDICT
-from kanban.models import Run, Task
+from kanban.models import LONGEST_TEXT, Run, Task
 from kanban.states import Outcome, Phase, Status
 from projects import jobs, usage
 from projects.errors import Conflict, Unavailable
@@ -27,6 +27,8 @@ from services.states import Status as ProcessStatus
 OUTPUT_READ = 1_048_576
 INVALID = "invalid-managed-spawn"
 UNHEALTHY = "managed-spawn-healthcheck-failed"
+# What else may go wrong with a declaration passes.
+REFUSALS = acceptance.REFUSALS | {"project-missing"}
 PENDING = frozenset({ProcessStatus.STARTING, ProcessStatus.RESTARTING, ProcessStatus.BACKOFF})
 
 
@@ -36,9 +38,9 @@ def wake(run_pk: int) -> None:
 
 
 def settle(run_pk: int) -> None:
-    """Bring a run of this host, whose process is gone, as far as it can go now."""
+    """Bring a run of this host or of none, whose process is gone, as far as it can go now."""
     run = Run.objects.select_related("task", "process").filter(pk=run_pk, ended_at=None).first()
-    if run is None or run.host != settings.ANDON_NODE or not _is_gone(run):
+    if run is None or run.host not in {"", settings.ANDON_NODE} or not _is_gone(run):
         return
     try:
         if run.task.phase == Phase.READING:
@@ -61,11 +63,11 @@ def _read_output(run: Run, *, now: datetime) -> None:
         said = usage.parse_record(envelope) if envelope else None
     except ValueError:
         said = None
-    if envelope is not None and said is not None and not said.failed:
+    if envelope is not None and said is not None and not said.failed and not run.exit_code:
         result = envelope.get("result")
         lifecycle.complete(
             run.task,
-            result=result if isinstance(result, str) else "",
+            result=result[:LONGEST_TEXT] if isinstance(result, str) else "",
             cost_usd=said.cost,
             tokens=_tokens(said),
             has_sidecar=workers.has_sidecar(run),
@@ -81,11 +83,17 @@ def _read_output(run: Run, *, now: datetime) -> None:
             Run.objects.filter(pk=run.pk).update(cost_usd=said.cost, tokens=_tokens(said))
         if said is not None and said.rate_limited:
             lifecycle.rate_limit(task, by=SWEEP, now=now)
-        elif said is not None:
-            error = usage.error_text(envelope or {}) or "its agent says that it failed"
-            lifecycle.fail(task, Outcome.CRASHED, error, exit_code=run.exit_code, pid=run.pid, by=SWEEP, now=now)
-        else:
-            lifecycle.fail(task, Outcome.PROTOCOL_VIOLATION, NO_VERDICT, exit_code=0, pid=run.pid, by=SWEEP, now=now)
+            return
+        outcome, error = Outcome.PROTOCOL_VIOLATION, NO_VERDICT
+        if said is not None and said.failed:
+            outcome, error = Outcome.CRASHED, usage.error_text(envelope or {}) or "its agent says that it failed"
+        elif run.exit_code:
+            outcome, error = Outcome.CRASHED, _last_error(run)
+        lifecycle.fail(task, outcome, error, exit_code=run.exit_code, pid=run.pid, by=SWEEP, now=now)
+
+
+def _last_error(run: Run) -> str:
+    return (run.process.last_error if run.process is not None else "") or f"exit code {run.exit_code}"
 
 
 def _tokens(said: usage.Usage) -> int | None:
@@ -110,7 +118,10 @@ def _output(run: Run) -> bytes:
 
 
 def _settle_services(run: Run, *, now: datetime) -> None:
-    if run.services_total is None and not _accept(run, now=now):
+    if run.services_total is not None:
+        # The worker before us may have died between accepting it and this.
+        _delete_sidecar(run)
+    elif not _accept(run, now=now):
         return
     rows = ManagedProcess.objects.in_bulk([each["process"] for each in run.services])
     seen = [_health(rows.get(each["process"])) for each in run.services]
@@ -141,7 +152,7 @@ def _health(row: ManagedProcess | None) -> bool | None:
 def _accept(run: Run, *, now: datetime) -> bool:
     """Read a run's sidecar and reserve what it declares; False when that ended the run.
 
-    The file is deleted, accepted or not.
+    The file is deleted, accepted or not; after that is recorded, so that a crash in between forgets nothing.
     """
     task = run.task
     who = workers.as_run(run)
@@ -157,6 +168,8 @@ def _accept(run: Run, *, now: datetime) -> bool:
                     project, found.specs, agent=run.agent, wi=task.pk, quotas=rules.quotas(), by=who, now=now
                 )
         except Conflict as refusal:
+            if refusal.code not in REFUSALS:
+                raise
             found = specs.Invalid(refusal.detail)
         else:
             declared = [{"process": row.pk, "generation": row.generation, "name": row.name} for row in done.rows]
@@ -165,8 +178,8 @@ def _accept(run: Run, *, now: datetime) -> bool:
             orders.tell(done.rows)
             return True
     reason = found.reason if isinstance(found, specs.Invalid) else "sidecar-missing"
-    _delete_sidecar(run)
     _reject(task, reason, by=who, now=now)
+    _delete_sidecar(run)
     return False
 
 

@@ -47,7 +47,7 @@ def run_pass(nodes: list[str], *, limit: int, dry_run: bool = False, by: By, now
     """
     done = Pass(dry_run=dry_run)
     if dry_run:
-        done.reclaimed = sum(not is_alive(run) for run in _expired(now))
+        done.reclaimed = sum(not is_alive(run, now) for run in _expired(now))
         done.promoted = _promotable().count()
     else:
         done.reclaimed = len(release_expired(now=now))
@@ -83,15 +83,16 @@ def _expired(now: datetime) -> list[Run]:
     return list(runs.defer("task__body", "task__result")[:MOST_A_SWEEP])
 
 
-def is_alive(run: Run) -> bool:
+def is_alive(run: Run, now: datetime) -> bool:
     """Say whether a run goes on as far as anybody can prove: its process runs and its host's worker would know.
 
-    One whose process is gone and whose services are waited for goes on too.
+    One whose process is gone and whose services are waited for goes on too, while there is who would look at them.
     """
+    hosts = dispatch.ticking(now)
     if run.task.phase:
-        return True
+        return not run.has_process or run.host in hosts
     process = run.process
-    return process is not None and process.status in UP and process.node in dispatch.ticking(timezone.now())
+    return process is not None and process.status in UP and process.node in hosts
 
 
 def release_expired(*, now: datetime) -> list[str]:
@@ -99,7 +100,7 @@ def release_expired(*, now: datetime) -> list[str]:
     return [
         run.task_id
         for run in _expired(now)
-        if _each(partial(lifecycle.expire, run.task, is_alive=is_alive(run), by=SWEEP, now=now), run.task_id)
+        if _each(partial(lifecycle.expire, run.task, is_alive=is_alive(run, now), by=SWEEP, now=now), run.task_id)
     ]
 
 
@@ -109,10 +110,10 @@ def detect_crashed(*, now: datetime) -> list[str]:
     found = []
     gone = live.filter(Q(process=None) | ~Q(process__status__in=sorted(LIVE))).select_related("process", "task")
     for run in gone.defer("task__body", "task__result")[:MOST_A_SWEEP]:
-        if run.process is None:
-            found += _each(partial(_lost, run, now), run.task_id) * [run.task_id]
-        elif run.verdict or run.task.phase:
+        if run.verdict or run.task.phase:
             gate.wake(run.pk)
+        elif run.process is None:
+            found += _each(partial(_lost, run, now), run.task_id) * [run.task_id]
         else:
             found += _each(partial(_settle, run.process, now), run.task_id) * [run.task_id]
     for run in (
@@ -185,8 +186,8 @@ def stop_superseded(*, now: datetime) -> int:
 
 
 def settle_left() -> int:
-    """Have every run of this host that waits for what it has left looked at. Returns how many."""
-    waiting = Run.objects.filter(ended_at=None, host=settings.ANDON_NODE).exclude(task__phase="")
+    """Have every run that waits for what it has left on this host, or on none, looked at. Returns how many."""
+    waiting = Run.objects.filter(ended_at=None, host__in=["", settings.ANDON_NODE]).exclude(task__phase="")
     keys = list(waiting.values_list("pk", flat=True)[:MOST_A_SWEEP])
     for pk in keys:
         gate.wake(pk)

@@ -12,6 +12,7 @@ from kanban import context, profiles, workspaces
 from kanban.models import Profile, Run, Task
 from kanban.states import CLOSED
 from projects import access
+from projects.errors import Conflict
 from projects.events import SWEEP, By, writing
 from projects.models import ApiToken, Project
 from projects.states import Role, Via
@@ -61,7 +62,7 @@ def prepare(process: ManagedProcess) -> Prepared:
         "ANDON_TENANT": task.tenant,
         "ANDON_PROJECT": task.project,
         "ANDON_URL": settings.ANDON_URL,
-        "ANDON_TOKEN": issue_token(run, task, by=SWEEP, now=now),
+        "ANDON_TOKEN": _token(run, task, now=now),
         "ANDON_CONTEXT": str(file),
         "ANDON_SIDECAR": str(folder / FILE),
         "ANDON_CLI": cli,
@@ -69,10 +70,22 @@ def prepare(process: ManagedProcess) -> Prepared:
     return Prepared(profiles.fill(profile.argv, values), str(workspace), env)
 
 
+def _token(run: Run, task: Task, *, now: datetime) -> str:
+    try:
+        return issue_token(run, task, by=SWEEP, now=now)
+    except Conflict as refusal:
+        raise CannotStart(refusal.detail) from None
+
+
 def issue_token(run: Run, task: Task, *, by: By, now: datetime) -> str:
-    """Make the token of a run, in place of one that was made before; its text is not kept anywhere."""
+    """Make the token of a run, in place of one that was made before; its text is not kept anywhere.
+
+    Refuses (Conflict) `superseded`, a run that is over: its token would outlive it.
+    """
     who = By(by.name, by.via, by.address, str(run))
     with writing():
+        if Run.objects.select_for_update().filter(pk=run.pk, ended_at=None).first() is None:
+            raise Conflict("superseded", f"The run {run} is over.")
         for token in ApiToken.objects.filter(run=str(run), revoked_at=None):
             access.revoke(token, by=who, now=now)
         _, raw = access.issue(f"run {run}", role=Role.OPERATOR, project=task.project, run=str(run), by=who, now=now)
@@ -127,16 +140,21 @@ def brief_of(task: Task, run: Run | None, *, workspace: str, cli: str, sidecar: 
 
 
 def _write(folder: Path, text: str) -> Path:
-    """Write the context file anew, never through a link that an earlier attempt may have left."""
-    folder.parent.mkdir(mode=0o700, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    file = folder / CONTEXT_FILE
-    with contextlib.suppress(FileNotFoundError):
-        file.unlink()
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-        opened.write(text)
-    return file
+    """Write the context file anew, never through a link that an earlier attempt may have left below the home."""
+    with contextlib.ExitStack() as opened:
+        place = os.open(folder.parent.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, place)
+        for name in (folder.parent.name, folder.name):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=place)
+            place = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+            opened.callback(os.close, place)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(CONTEXT_FILE, dir_fd=place)
+        made = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(CONTEXT_FILE, made, 0o600, dir_fd=place), "w", encoding="utf-8") as file:
+            file.write(text)
+    return folder / CONTEXT_FILE
 
 
 def has_sidecar(run: Run) -> bool:

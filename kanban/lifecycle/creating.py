@@ -11,12 +11,13 @@ from django.db import IntegrityError
 
 from kanban import links
 from kanban.lifecycle.moves import free, locked, need_current, tell
-from kanban.lifecycle.promotion import settle
+from kanban.lifecycle.promotion import settle_one
 from kanban.models import LONGEST_TEXT, LONGEST_TITLE, Comment, Link, Task
-from kanban.states import CLOSED, Status, WorkspaceKind
+from kanban.states import CLOSED, TASK_ID, Status, WorkspaceKind
 from projects.errors import Conflict, Missing, Rejected
 from projects.events import By, writing
 from projects.models import Project
+from projects.ralph import is_slug
 
 HIGHEST_PRIORITY = 1_000_000
 MOST_PARENTS = 1000
@@ -70,7 +71,7 @@ def create(
         "services_required": services_required,
     }
     _check_workspace(about["workspace_kind"], about["workspace_path"], project)
-    if max_cost_usd is not None and not 0 < max_cost_usd < 1_000_000:
+    if max_cost_usd is not None and not (max_cost_usd.is_finite() and Decimal("0.000001") <= max_cost_usd < 999_999):
         raise Rejected("invalid-max_cost_usd", "max_cost_usd is more than 0 dollars and less than a million.")
     wanted = list(dict.fromkeys(parents))
     with writing():
@@ -201,7 +202,7 @@ def unlink(parent: str, child: str, *, by: By, now: datetime) -> None:
 def _edges_changed(task: Task, by: By, now: datetime) -> None:
     # What a person decided, he decided of the edges as they were.
     _update(task, now, held=False, parents_waived=False)
-    settle(Task.objects.filter(pk=task.pk), by=by, now=now)
+    settle_one(task, by=by, now=now)
 
 
 def _update(task: Task, now: datetime, **fields: object) -> None:
@@ -227,11 +228,13 @@ def _parents(wanted: Sequence[str]) -> list[str]:
         return []
     if len(wanted) > MOST_PARENTS:
         raise Rejected("too-many-parents", f"A task has at most {MOST_PARENTS} parents.")
-    rows = Task.objects.filter(pk__in=wanted).order_by("pk").select_for_update()
+    sound = [name for name in wanted if TASK_ID.fullmatch(name)]
+    rows = Task.objects.filter(pk__in=sound).order_by("pk").select_for_update()
     found = dict(rows.values_list("pk", "status"))
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise Rejected("unknown-parent", f"There is no task {missing[0][:40]} to wait for.")
+        shown = missing[0][:40].encode("utf-8", "replace").decode()
+        raise Rejected("unknown-parent", f"There is no task {shown} to wait for.")
     return list(found.values())
 
 
@@ -258,7 +261,7 @@ def clean(text: str, what: str, most: int) -> str:
 
 
 def _project(slug: str) -> str:
-    if slug and not Project.objects.filter(slug=slug).exists():
+    if slug and not (is_slug(slug) and Project.objects.filter(slug=slug).exists()):
         raise Rejected("unknown-project", "No project has this slug.")
     return slug
 

@@ -17,8 +17,8 @@ from kanban.lifecycle.moves import (
     tell,
 )
 from kanban.lifecycle.profiles import trip
-from kanban.lifecycle.promotion import settle
-from kanban.lifecycle.working import finish
+from kanban.lifecycle.promotion import settle_one
+from kanban.lifecycle.working import check_budget, finish
 from kanban.models import Profile, Run, Task
 from kanban.states import (
     COUNTED,
@@ -54,22 +54,22 @@ KINDS = {
 def exited(process: ManagedProcess, by: By, now: datetime) -> None:
     """Settle a run whose process is verified gone; called in the transaction that records that (services.on_end).
 
-    Never started: spawn_failed. Stopped by somebody: released. Code 75: rate_limited. Code 0 without a verdict:
-    protocol_violation, unless its profile leaves a result in its output or it left a verdict that waits for its
-    services: then what it left is read first. Anything else: crashed. Of a run that is over only the code is kept.
+    Stopped by somebody: released. Never started: spawn_failed. Code 75: rate_limited. Code 0 without a verdict:
+    protocol_violation. Anything else: crashed. Where its profile leaves a result in its output, or it left a verdict
+    that waits for its services, what it left is read first. Of a run that is over only the code is kept.
     """
     run = Run.objects.filter(process=process).first()
     if run is None:
         return
+    # As all verbs: the task first, then its run.
+    task = locked(run.task_id)
     if run.exit_code is None and process.exit_code is not None:
         Run.objects.filter(pk=run.pk).update(exit_code=process.exit_code)
     # Its task may be claimed again.
     free()
-    if run.ended_at is not None:
+    if task.current_run != run.number:
         return
-    task = locked(run.task_id)
-    if task.current_run != run.number or task.status != Status.RUNNING:
-        return
+    run = current_run(task)
     if run.verdict or task.phase:
         _leave(run)
         return
@@ -78,20 +78,25 @@ def exited(process: ManagedProcess, by: By, now: datetime) -> None:
 
 def _settle_exit(task: Task, run: Run, process: ManagedProcess, *, by: By, now: datetime) -> None:
     code, error = process.exit_code, process.last_error
-    if process.started_at is None:
-        fail(task, Outcome.SPAWN_FAILED, error or "it could not be started", by=by, now=now)
-    elif process.exit_cause in ASKED:
+    if process.exit_cause in ASKED:
         reason = f"its process was stopped ({process.exit_cause})"
         _release(task, Outcome.RELEASED, reason=reason, by=by, now=now)
+    elif process.started_at is None:
+        fail(task, Outcome.SPAWN_FAILED, error or "it could not be started", by=by, now=now)
     elif code == QUOTA_EXIT:
         rate_limit(task, by=by, now=now)
-    elif code != 0:
-        fail(task, Outcome.CRASHED, error or f"exit code {code}", exit_code=code, pid=run.pid, by=by, now=now)
-    elif Profile.objects.filter(name=run.profile, reports=Reports.ENVELOPE).exists():
+    elif code is not None and code >= 0 and _leaves_envelope(run):
+        # Also when the code is an error's: only its output says whether it met a quota, and what it has cost.
         Task.objects.filter(pk=task.pk).update(phase=Phase.READING, lease_until=now + LEASE)
         _leave(run)
+    elif code != 0:
+        fail(task, Outcome.CRASHED, error or f"exit code {code}", exit_code=code, pid=run.pid, by=by, now=now)
     else:
         fail(task, Outcome.PROTOCOL_VIOLATION, NO_VERDICT, exit_code=0, pid=run.pid, by=by, now=now)
+
+
+def _leaves_envelope(run: Run) -> bool:
+    return Profile.objects.filter(name=run.profile, reports=Reports.ENVELOPE).exists()
 
 
 NO_VERDICT = "it ended with code 0 and said nothing: it must complete, block or ask for a review before it ends"
@@ -115,7 +120,8 @@ def fail(
     """End the current run as a failure that counts, inside `writing()`; at the limit the breaker opens.
 
     Records what happened (task.crashed, .timed_out, .protocol_violation, .spawn_failed) and at the limit
-    task.gave_up, of a spawn task.spawn_auto_blocked instead. Tasks that fail alike pause their profile.
+    task.gave_up, of a spawn task.spawn_auto_blocked instead. One that is over budget waits for a person. Tasks that
+    fail alike pause their profile.
     """
     run = current_run(task)
     name, owner = task.run_name, task.lease_owner
@@ -137,6 +143,8 @@ def fail(
         tell(task, KINDS[outcome], by=by, now=now, run=name, **seen)
         if is_open:
             tell(task, "gave_up", by=by, now=now, run=name, **told)
+    if task.status == Status.READY:
+        check_budget(task, by=by, now=now)
     _back(task, by=by, now=now)
     if run.profile:
         after(partial(trip, run.pk, now))
@@ -154,6 +162,8 @@ def rate_limit(task: Task, *, by: By, now: datetime) -> None:
     end_run(task, Outcome.RATE_LIMITED, by=by, now=now)
     step(task, "release", now=now, not_before=until)
     tell(task, "rate_limited", by=by, now=now, run=name, until=int(until.timestamp()))
+    if task.status == Status.READY:
+        check_budget(task, by=by, now=now)
     _back(task, by=by, now=now)
 
 
@@ -180,7 +190,7 @@ def _release(task: Task, outcome: Outcome, *, reason: str, by: By, now: datetime
 
 def _back(task: Task, *, by: By, now: datetime) -> None:
     """Have a task that came back wait for parents that opened meanwhile."""
-    settle(Task.objects.filter(pk=task.pk), by=by, now=now)
+    settle_one(task, by=by, now=now)
     free()
 
 
@@ -236,6 +246,7 @@ def services_known(
     """
     with writing():
         task = locked(task.pk)
+        need_current(task, by)
         run = current_run(task)
         partial_ = "partial" if total and 0 < healthy < total else ""
         fields = {

@@ -4,8 +4,6 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from django.db.models import F
-
 from kanban.lifecycle.moves import free, move, storable, tell
 from kanban.lifecycle.promotion import settle
 from kanban.models import Board, Profile, Run, Task
@@ -26,15 +24,27 @@ def trip(run_pk: int, now: datetime) -> bool:
             return False
         recent = Run.objects.filter(profile=run.profile, ended_at__gt=now - ALIKE_WITHIN)
         alike = recent.filter(signature=run.signature, outcome__in=sorted(COUNTED))
-        tasks = sorted(set(alike.values_list("task_id", flat=True)))
+        ends = list(alike.values_list("task_id", "outcome"))
+        tasks = sorted({task_id for task_id, _ in ends})
         if len(tasks) < ALIKE or recent.filter(outcome=Outcome.COMPLETED).exists():
             return False
         reason = f"{len(tasks)} tasks failed alike: {run.error.partition(chr(10))[0]}"
         _pause(profile, reason, by=SWEEP, now=now, tasks=tasks)
-        mine = Task.objects.filter(pk__in=tasks, failures__gt=0)
-        mine.filter(status=Status.READY).update(failures=F("failures") - 1)
-        mine.filter(status=Status.BLOCKED, block_kind=BlockKind.BREAKER).update(blocked_by=profile.subject)
+        mine = Task.objects.select_for_update().filter(pk__in=tasks, failures__gt=0).order_by("pk")
+        for task in mine.defer("body", "result"):
+            if task.block_kind == BlockKind.BREAKER:
+                Task.objects.filter(pk=task.pk).update(blocked_by=profile.subject)
+            else:
+                _forgive(task, [outcome for task_id, outcome in ends if task_id == task.pk])
     return True
+
+
+def _forgive(task: Task, outcomes: Collection[str]) -> None:
+    """Take back these failures of a task, which may have been claimed again since."""
+    violations = sum(outcome == Outcome.PROTOCOL_VIOLATION for outcome in outcomes)
+    Task.objects.filter(pk=task.pk).update(
+        failures=max(0, task.failures - len(outcomes)), violations=max(0, task.violations - violations)
+    )
 
 
 def pause(profile: Profile, *, reason: str = "", by: By, now: datetime) -> Profile:

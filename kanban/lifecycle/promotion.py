@@ -24,6 +24,12 @@ def settle_children(parents: Collection[str], *, by: By, now: datetime) -> int:
     return settle(Task.objects.filter(pk__in=keys), by=by, now=now)
 
 
+def settle_one(task: Task, *, by: By, now: datetime) -> None:
+    """Bring one task where its parents let it be, the object too."""
+    if settle(Task.objects.filter(pk=task.pk), by=by, now=now):
+        task.refresh_from_db(fields=["status", "since", "active_at", "block_kind", "block_reason", "blocked_by"])
+
+
 def settle(tasks: QuerySet[Task], *, by: By, now: datetime) -> int:
     """Promote what waits for nobody any more, take back what waits again; inside `writing()`.
 

@@ -8,12 +8,12 @@ from typing import Any
 from django.db import IntegrityError
 
 from kanban import links
-from kanban.lifecycle.creating import assign, edit, prioritise
+from kanban.lifecycle.creating import assign, clean, edit, prioritise
 from kanban.lifecycle.ending import release
 from kanban.lifecycle.moves import end_run, free, illegal, is_person, locked, step, tell
-from kanban.lifecycle.promotion import settle, settle_children
+from kanban.lifecycle.promotion import settle_children, settle_one
 from kanban.lifecycle.working import block, complete, finish, request_review
-from kanban.models import Task
+from kanban.models import LONGEST_TEXT, Task
 from kanban.states import HUMAN_BLOCKS, BlockKind, Outcome, Status
 from projects.errors import Conflict, Forbidden, Rejected
 from projects.events import By, writing
@@ -58,7 +58,7 @@ def send_back(task: Task, *, by: By, now: datetime) -> Task:
         task = locked(task.pk)
         step(task, "send_back", now=now)
         tell(task, "sent_back", by=by, now=now)
-        settle(Task.objects.filter(pk=task.pk), by=by, now=now)
+        settle_one(task, by=by, now=now)
         free()
     return task
 
@@ -143,19 +143,20 @@ def force(task: Task, target: str, *, reason: str, by: By, now: datetime) -> Tas
     A run of it ends and its worker is stopped. Refuses (Rejected) an empty reason and another target. Records
     task.forced.
     """
-    if not reason.strip():
+    text = clean(reason.strip(), "reason", LONGEST_TEXT)
+    if not text:
         raise Rejected("reason-missing", "Say why: the reason is kept in the log.")
     if target not in {Status.READY, Status.BLOCKED}:
         raise Rejected("unknown-status", "A task can be forced to ready or blocked.")
     with writing():
         task = locked(task.pk)
         before, name = task.status, task.run_name
-        end_run(task, Outcome.RELEASED, error=reason.strip(), by=by, now=now)
+        end_run(task, Outcome.RELEASED, error=text, by=by, now=now)
         fields: dict[str, Any] = {"parents_waived": True}
         if target == Status.BLOCKED:
-            fields = {"block_kind": BlockKind.NEEDS_INPUT, "block_reason": reason.strip(), "blocked_by": by.name}
+            fields = {"block_kind": BlockKind.NEEDS_INPUT, "block_reason": text, "blocked_by": by.name}
         _step_out(task, f"force_{target}", now=now, **fields)
-        told = {"reason": reason.strip(), "was": before, "status": target}
+        told = {"reason": text, "was": before, "status": target}
         tell(task, "forced", by=by, now=now, run=name, **told)
         settle_children([task.pk], by=by, now=now)
         free()

@@ -1,7 +1,7 @@
 """What dispatcher and workers do: claim spawned heartbeat report complete block request_review."""
 
 from datetime import datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from kanban import links
@@ -28,6 +28,8 @@ from services.states import Purpose
 
 MOST_TOKENS = 10**15
 MOST_COST = Decimal(1_000_000)
+# As fine as the column.
+MICRO = Decimal("0.000001")
 
 
 def claim(
@@ -46,6 +48,8 @@ def claim(
             profile = Profile.objects.select_for_update().get(pk=profile.pk)
             _check_caps(profile, node, per_host)
         task = locked(task.pk)
+        if profile is not None and task.assignee != profile.name:
+            raise Conflict("task-not-ready", f"{task.id} was given to {task.assignee or 'nobody'} meanwhile.")
         _check_claimable(task, now)
         newest = Run.objects.filter(task=task).order_by("-number").values_list("number", flat=True).first()
         run = Run(task=task, number=(newest or 0) + 1, host=node, started_at=now, owner=by.name)
@@ -117,10 +121,11 @@ def spawned(process: ManagedProcess, by: By, now: datetime) -> None:
     run = Run.objects.filter(process=process, ended_at=None).first()
     if run is None:
         return
+    # As all verbs: the task first, then its run.
+    task = locked(run.task_id)
     Run.objects.filter(pk=run.pk).update(
         pid=process.pid, spawned_at=now, launch_by=None, heartbeat_at=now, log_path=process.log_path
     )
-    task = locked(run.task_id)
     if task.current_run == run.number:
         Task.objects.filter(pk=task.pk).update(lease_until=now + LEASE, active_at=now)
         tell(task, "spawned", by=by, now=now, pid=process.pid)
@@ -156,7 +161,7 @@ def heartbeat(
         task.lease_until, task.active_at = now + LEASE, now
         if is_due:
             tell(task, "heartbeat", by=by, now=now, note=clean(note.strip(), "note", 2000) or None)
-        _check_budget(task, by=by, now=now)
+        check_budget(task, by=by, now=now)
     return task
 
 
@@ -165,8 +170,8 @@ def _usage(run: Run, cost_usd: Decimal | None, tokens: int | None) -> dict[str, 
     fields: dict[str, Any] = {}
     if cost_usd is not None:
         if not cost_usd.is_finite() or not 0 <= cost_usd < MOST_COST:
-            raise Rejected("invalid-cost_usd", "cost_usd is a number of dollars, 0 or more.")
-        fields["cost_usd"] = max(cost_usd, run.cost_usd or Decimal(0))
+            raise Rejected("invalid-cost_usd", "cost_usd is a number of dollars, from 0 to less than a million.")
+        fields["cost_usd"] = max(cost_usd.quantize(MICRO, ROUND_DOWN), run.cost_usd or Decimal(0))
     if tokens is not None:
         if not 0 <= tokens <= MOST_TOKENS:
             raise Rejected("invalid-tokens", "tokens is a whole number, 0 or more.")
@@ -174,7 +179,8 @@ def _usage(run: Run, cost_usd: Decimal | None, tokens: int | None) -> dict[str, 
     return fields
 
 
-def _check_budget(task: Task, *, by: By, now: datetime) -> None:
+def check_budget(task: Task, *, by: By, now: datetime) -> None:
+    """Block a task whose runs have spent more than max_cost_usd, inside `writing()`: a person decides."""
     used = spent(task) if task.max_cost_usd is not None else None
     if used is None or task.max_cost_usd is None or used <= task.max_cost_usd:
         return
