@@ -17,7 +17,11 @@ _READ = (
     "it also says how to report. Work in the current directory."
 )
 SHIPPED: dict[str, dict[str, Any]] = {
-    "demo": {"argv": ["{python}", "{demo}", "{task_id}", "{workspace}", "{context_file}"], "enabled": True},
+    "demo": {
+        "argv": ["{python}", "{demo}", "{task_id}", "{workspace}", "{context_file}"],
+        "enabled": True,
+        "concurrency": 4,
+    },
     "claude": {
         "argv": ["claude", "-p", _READ, "--output-format", "json", "--permission-mode", "acceptEdits"],
         "reports": Reports.ENVELOPE,
