@@ -173,9 +173,9 @@ def blocked(kind: BlockKind | str = BlockKind.NEEDS_INPUT, *, now: datetime | No
     if kind == BlockKind.BREAKER:
         made = not_started(claimed(task(failure_limit=1, now=moment, **fields), now=moment), now=moment)
     elif kind == BlockKind.DEPENDENCY:
-        made = task(parents=[task("A parent", now=moment).pk], now=moment, **fields)
-        lifecycle.move_to(made, Status.READY, **about)
-        made = lifecycle.block(made, "It waits", kind=kind, **about)
+        run = pulled(task(now=moment, **fields), now=moment)
+        lifecycle.link(task("A parent", now=moment).pk, run.task_id, **about)
+        made = lifecycle.block(run.task, "It waits", kind=kind, by=as_run(run), now=moment)
     else:
         made = lifecycle.block(task(now=moment, **fields), "It waits", kind=kind, **about)
     assert (made.status, made.block_kind) == (Status.BLOCKED, kind)
