@@ -109,7 +109,7 @@ def listed(request: HttpRequest) -> dict[str, Any]:
 
 @router.post("", response={201: MadeOut, frozenset({400, 401, 403, 409, 422}): ErrorOut})
 @sensitive_variables("secret", "body")
-def subscribe(request: HttpRequest, body: SubscriptionIn) -> Status:
+def subscribe(request: HttpRequest, body: SubscriptionIn) -> Status[Any]:
     """Have events told to a webhook or an e-mail address from now on. The secret is in this answer only."""
     bound = _who(request).project
     if bound and body.project not in {"", bound}:
@@ -128,14 +128,14 @@ def subscribe(request: HttpRequest, body: SubscriptionIn) -> Status:
 
 
 @router.delete("/{int:number}", response={204: None, REFUSED: ErrorOut})
-def unsubscribe(request: HttpRequest, number: int) -> Status:
+def unsubscribe(request: HttpRequest, number: int) -> Status[Any]:
     """Delete a subscription with what waits for it."""
     subscribing.unsubscribe(notices.changeable(_who(request), number), by=actor(request), now=timezone.now())
     return Status(204, None)
 
 
 @router.post("/{int:number}/test", response={202: SentOut, REFUSED: ErrorOut})
-def test(request: HttpRequest, number: int) -> Status:
+def test(request: HttpRequest, number: int) -> Status[Any]:
     """Send a test within a second or two; its delivery, or the event notice.tested, says what came of it."""
     row = notices.changeable(_who(request), number)
     made = subscribing.test(row, by=actor(request), now=timezone.now())

@@ -1,4 +1,4 @@
-"""The whole board as one document: seven queries with the door's own, however many tasks there are."""
+"""The whole board as one document: two queries, and one for its cursor, however many tasks there are."""
 
 from datetime import datetime
 from typing import Any
@@ -7,14 +7,12 @@ import orjson
 from django.db import connection
 
 from kanban.models import Comment, Link
-from kanban.queries.fields import FLAGS, NAMES, TASKS, columns
+from kanban.queries.fields import TASKS, epoch, json_of, seconds, told
 from kanban.states import Status
 
 LINKS = Link._meta.db_table  # noqa: SLF001 (Django's documented way to a table's name)
 COMMENTS = Comment._meta.db_table  # noqa: SLF001
 NO_LIMIT = 1 << 31
-NONE = (0, 0)
-_STATUS = NAMES.index("status")
 
 
 def board(
@@ -30,30 +28,15 @@ def board(
     """Return `{columns, tenants, assignees, latest_event_id, now}`; a column has at most `limit` cards.
 
     `tenant` and `project` choose, "" = all; `only` binds to one project whatever is chosen. Cards stand by priority,
-    then age. `latest` is `latest_event_id()`, read before this: whatever commits meanwhile comes after it.
+    then age, each as the JSON that the database wrote. `latest` is `latest_event_id()`, read before this: whatever
+    commits meanwhile comes after it.
     """
-    moment = int(now.timestamp())
     shown = [status for status in Status if status != Status.ARCHIVED or include_archived]
-    where, values = _where(tenant, project, only)
-    rows = _rows(shown, where, values, NO_LIMIT if limit is None else limit)
-    ids = None if limit is None else [row[0] for row in rows]
-    parents, children, comments = _parents(ids), _children(ids), _comments(ids)
-    piles: dict[str, list[dict[str, Any]]] = {status: [] for status in shown}
-    for row in rows:
-        card = dict(zip(NAMES, row, strict=True))
-        for name in FLAGS:
-            card[name] = card[name] == 1
-        task_id, created, started, completed = row[0], card["created_at"], card["started_at"], card["completed_at"]
-        card["age"] = {
-            "created_age_seconds": moment - created,
-            "started_age_seconds": None if started is None else moment - started,
-            "time_to_complete_seconds": None if completed is None else completed - (started or created),
-        }
-        total, done = children.get(task_id, NONE)
-        card["link_counts"] = {"parents": parents.get(task_id, 0), "children": total}
-        card["comment_count"] = comments.get(task_id, 0)
-        card["progress"] = {"done": done, "total": total} if total else None
-        piles[row[_STATUS]].append(card)
+    wanted = [("tenant", tenant), ("project", project), ("project", only)]
+    chosen = [(column, value) for column, value in wanted if value]
+    piles: dict[str, list[orjson.Fragment]] = {status: [] for status in shown}
+    for status, card in _cards(shown, chosen, limit or NO_LIMIT, epoch(now) or 0):
+        piles[status].append(orjson.Fragment(card))
     tenants, assignees = _menus(only, include_archived=include_archived)
     return {
         "columns": [
@@ -62,57 +45,51 @@ def board(
         "tenants": tenants,
         "assignees": assignees,
         "latest_event_id": latest,
-        "now": moment,
+        "now": epoch(now),
     }
 
 
-def _where(tenant: str, project: str, only: str) -> tuple[str, list[str]]:
-    wanted = [("tenant", tenant), ("project", project), ("project", only)]
-    chosen = [(column, value) for column, value in wanted if value]
-    return "".join(f" AND tasks.{column} = %s" for column, _ in chosen), [value for _, value in chosen]
-
-
-def _rows(shown: list[Status], where: str, values: list[str], limit: int) -> list[tuple[Any, ...]]:
-    """Return the cards' rows, status by status in the board's order, which is that of the index."""
-    parts, params = [], []
+def _cards(shown: list[Status], chosen: list[tuple[str, str]], limit: int, now: int) -> list[tuple[Any, ...]]:
+    """Return (status, card), status by status in the board's order, which is that of the index."""
+    vendor = connection.vendor
+    where = "".join(f" AND tasks.{column} = %s" for column, _ in chosen)
+    parts: list[str] = []
+    params: list[Any] = []
     for status in shown:
-        chosen = columns(connection.vendor, with_pid=status == Status.RUNNING)
+        fields = told(vendor, with_pid=status == Status.RUNNING) | _beside(vendor, now)
         parts.append(
-            f"SELECT * FROM (SELECT {chosen} FROM {TASKS} tasks WHERE tasks.status = %s{where} "  # noqa: S608
+            f"SELECT * FROM (SELECT tasks.status, CAST({json_of(fields, vendor)} AS text) FROM {TASKS} tasks "  # noqa: S608
+            f"WHERE tasks.status = %s{where} "
             "ORDER BY tasks.status, tasks.priority DESC, tasks.created_at, tasks.id LIMIT %s) pile"
         )
-        params += [str(status), *values, limit]
+        params += [str(status), *(value for _, value in chosen), limit]
     return _fetch(" UNION ALL ".join(parts), params)
 
 
-def _parents(ids: list[str] | None) -> dict[str, int]:
-    among, params = _among("child_id", ids)
-    return dict(_fetch(f"SELECT child_id, count(*) FROM {LINKS}{among} GROUP BY child_id", params))  # noqa: S608
-
-
-def _children(ids: list[str] | None) -> dict[str, tuple[int, int]]:
-    """Return {task: (children, of which are done)}."""
-    among, params = _among("links.parent_id", ids)
-    rows = _fetch(
-        "SELECT links.parent_id, count(*), count(*) FILTER (WHERE tasks.status = 'done') "  # noqa: S608
-        f"FROM {LINKS} links JOIN {TASKS} tasks ON tasks.id = links.child_id{among} GROUP BY links.parent_id",
-        params,
+def _beside(vendor: str, now: int) -> dict[str, str]:
+    """Return SQL for what stands on a card beside its task's fields; counts are seeks in indexes, a card at a time."""
+    created, started, completed = (seconds(f"tasks.{name}_at", vendor) for name in ("created", "started", "completed"))
+    ages = {
+        "created_age_seconds": f"{now} - {created}",
+        "started_age_seconds": f"{now} - {started}",
+        "time_to_complete_seconds": f"{completed} - COALESCE({started}, {created})",
+    }
+    counts = {
+        "parents": f"(SELECT count(*) FROM {LINKS} links WHERE links.child_id = tasks.id)",  # noqa: S608
+        "children": f"(SELECT count(*) FROM {LINKS} links WHERE links.parent_id = tasks.id)",  # noqa: S608
+    }
+    done = {"done": f"count(*) FILTER (WHERE below.status = '{Status.DONE}')", "total": "count(*)"}
+    progress = (
+        f"(SELECT {json_of(done, vendor)} FROM {LINKS} links JOIN {TASKS} below ON below.id = links.child_id "  # noqa: S608
+        "WHERE links.parent_id = tasks.id GROUP BY links.parent_id)"
     )
-    return {task_id: (total, done) for task_id, total, done in rows}
-
-
-def _comments(ids: list[str] | None) -> dict[str, int]:
-    among, params = _among("task_id", ids)
-    return dict(_fetch(f"SELECT task_id, count(*) FROM {COMMENTS}{among} GROUP BY task_id", params))  # noqa: S608
-
-
-def _among(column: str, ids: list[str] | None) -> tuple[str, list[Any]]:
-    """Restrict to some tasks; one parameter however many."""
-    if ids is None:
-        return "", []
-    if connection.vendor == "postgresql":
-        return f" WHERE {column} = ANY(%s)", [ids]
-    return f" WHERE {column} IN (SELECT value FROM json_each(%s))", [orjson.dumps(ids).decode()]  # noqa: S608
+    return {
+        "age": json_of(ages, vendor),
+        "link_counts": json_of(counts, vendor),
+        "comment_count": f"(SELECT count(*) FROM {COMMENTS} comments WHERE comments.task_id = tasks.id)",  # noqa: S608
+        # Out of a subquery SQLite would take it for a text.
+        "progress": f"json({progress})" if vendor == "sqlite" else progress,
+    }
 
 
 def _menus(only: str, *, include_archived: bool) -> tuple[list[str], list[str]]:

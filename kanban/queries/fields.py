@@ -1,17 +1,19 @@
-"""The public fields of a task, written down once: read from rows by SQL, or from what a verb returned."""
+"""The public fields of a task, written down once: told by SQL, or of what a verb returned."""
 
+import sqlite3
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from typing import Any
 
+import orjson
 from django.db import connection
 
 from kanban.models import Run, Task
 from kanban.states import Status
 
-# Public name -> column. The last five are what clients of other boards read.
+# Public name -> column. Those with two names have one that clients of other boards read.
 AS_THEY_ARE = {
     name: name
     for name in (
@@ -38,56 +40,55 @@ FLAGS = {name: name for name in ("services_required", "parents_waived", "held")}
 AMOUNTS = {"max_cost_usd": "max_cost_usd"}
 TASKS = Task._meta.db_table  # noqa: SLF001 (Django's documented way to a table's name)
 RUNS = Run._meta.db_table  # noqa: SLF001
-NAMES = (*AS_THEY_ARE, *NULLABLE, *MOMENTS, *FLAGS, *AMOUNTS, "worker_pid")
+# Before it SQLite has no unixepoch().
+IS_NEW = sqlite3.sqlite_version_info >= (3, 38)
 _PID = f"(SELECT runs.pid FROM {RUNS} runs WHERE runs.task_id = tasks.id AND runs.number = tasks.current_run)"  # noqa: S608
+_HALF_MS = timedelta(microseconds=500)
 
 
 def epoch(moment: datetime | None) -> int | None:
-    """Return a moment as whole seconds since the epoch."""
-    return None if moment is None else int(moment.timestamp())
-
-
-@cache
-def columns(vendor: str, *, with_pid: bool) -> str:
-    """Return the select list that gives NAMES in order, of a table `tasks`; flags are 0 and 1 in SQLite.
-
-    Only a running task has a current run, so the others need not look for its pid.
-    """
-    chosen = [
-        *(f"tasks.{column}" for column in AS_THEY_ARE.values()),
-        *(f"NULLIF(tasks.{column}, '')" for column in NULLABLE.values()),
-        *(seconds(f"tasks.{column}", vendor) for column in MOMENTS.values()),
-        # Behind an expression SQLite's driver does not convert them one by one.
-        *(f"+tasks.{column}" if vendor == "sqlite" else f"tasks.{column}" for column in FLAGS.values()),
-        *(f"CAST(tasks.{column} AS double precision)" for column in AMOUNTS.values()),
-        _PID if with_pid else "CAST(NULL AS integer)",
-    ]
-    return ", ".join(chosen)
+    """Return a moment as whole seconds since the epoch: the nearest millisecond's, as SQLite reads it."""
+    return None if moment is None else int((moment + _HALF_MS).timestamp())
 
 
 def seconds(column: str, vendor: str) -> str:
-    """Return SQL for a moment as whole seconds since the epoch, rounded down."""
+    """Return SQL for what `epoch` gives of a column."""
     if vendor == "postgresql":
-        return f"CAST(floor(extract(epoch FROM {column})) AS bigint)"
-    # With its fraction SQLite would round to the nearest millisecond first.
-    return f"CAST(strftime('%%s', substr({column}, 1, 19)) AS integer)"
+        return f"CAST(floor(extract(epoch FROM {column}) + 0.0005) AS bigint)"
+    return f"unixepoch({column})" if IS_NEW else f"CAST(strftime('%%s', {column}) AS integer)"
 
 
-def row_document(row: tuple[Any, ...]) -> dict[str, Any]:
-    """Return a row of `columns` as a task's public fields."""
-    found = dict(zip(NAMES, row, strict=True))
-    for name in FLAGS:
-        found[name] = found[name] == 1
-    return found
+@cache
+def told(vendor: str, *, with_pid: bool) -> dict[str, str]:
+    """Return SQL for each public field of a row `tasks`, as `json_of` takes it.
+
+    Only a running task has a current run, so the others need not look for its pid.
+    """
+    flag = "json(CASE WHEN tasks.{} THEN 'true' ELSE 'false' END)" if vendor == "sqlite" else "tasks.{}"
+    return {
+        **{name: f"tasks.{column}" for name, column in AS_THEY_ARE.items()},
+        **{name: f"NULLIF(tasks.{column}, '')" for name, column in NULLABLE.items()},
+        **{name: seconds(f"tasks.{column}", vendor) for name, column in MOMENTS.items()},
+        **{name: flag.format(column) for name, column in FLAGS.items()},
+        **{name: f"CAST(tasks.{column} AS double precision)" for name, column in AMOUNTS.items()},
+        "worker_pid": _PID if with_pid else "CAST(NULL AS integer)",
+    }
+
+
+def json_of(fields: Mapping[str, str], vendor: str) -> str:
+    """Return SQL for a JSON object. The database writes one in half the time that a row takes by way of a dict."""
+    pairs = ", ".join(f"'{key}', {sql}" for key, sql in fields.items())
+    name = "json_build_object" if vendor == "postgresql" else "json_object"
+    return f"{name}({pairs})"
 
 
 def read_document(task_id: str) -> dict[str, Any] | None:
     """Return the public fields of a task as it is now, None when there is none; one query."""
-    chosen = columns(connection.vendor, with_pid=True)
+    found = json_of(told(connection.vendor, with_pid=True), connection.vendor)
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {chosen} FROM {TASKS} tasks WHERE tasks.id = %s", [task_id])  # noqa: S608
+        cursor.execute(f"SELECT CAST({found} AS text) FROM {TASKS} tasks WHERE tasks.id = %s", [task_id])  # noqa: S608
         row = cursor.fetchone()
-    return None if row is None else row_document(row)
+    return None if row is None else orjson.loads(row[0])
 
 
 def document(task: Task) -> dict[str, Any]:
