@@ -12,12 +12,15 @@ import django
 import psutil
 from django.conf import settings
 from django.db import connection
-from django.db.models import Count, Q, Sum
+from django.db.models import Count, Q, Sum, Value
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from kanban.models import Profile
+from projects import costs
 from projects import queries as projects
 from projects.models import ApiToken, Event, Preference, Project, Story
 from projects.relay import floor, head, relay
@@ -45,7 +48,8 @@ def frame(request: HttpRequest) -> dict[str, Any]:
         "theme": preference.theme,
         "density": preference.density,
         "shortcuts": "on" if preference.shortcuts else "off",
-        "hosts": services.hosts(timezone.now()),
+        # A page that has them already names them so too, and they are not asked for again.
+        "hosts": SimpleLazyObject(lambda: services.hosts(timezone.now())),
         "role": str(identity.role),
         "can_operate": identity.may(Role.OPERATOR),
         "can_admin": identity.may(Role.ADMIN),
@@ -83,9 +87,14 @@ def home(now: datetime, *, role: Role) -> dict[str, Any]:
     rows = list(projects.known().filter(missing_since=None))
     running = projects.views([row for row in rows if row.running], now)[:RUNNING_SHOWN]
     hosts = services.hosts(now)
+    spent = costs.today(now)
+    for view in running:
+        view.spent_today = spent.get(view.slug)
     return {
+        "hosts": hosts,
         "needs": needs(rows, hosts, now)[:NEEDS_SHOWN],
         "running": running,
+        "cost_today": sum(spent.values(), costs.Sum()),
         "events": projects.events({}, limit=RECENT_SHOWN, headlines=True),
         "checklist": checklist(rows, hosts, role=role),
         "totals": {
@@ -183,10 +192,26 @@ def checklist(rows: list[Project], hosts: list[WorkerHost], *, role: Role) -> li
             "/projects/",
         ),
     ]
+    made = _made()
+    steps.append(
+        _step(
+            _("A profile can take tasks"),
+            "profile" in made,
+            _("claude, codex and hermes are taken up as soon as the worker finds their programs."),
+            "/kanban/profiles/",
+        )
+    )
     if role.includes(Role.ADMIN):
-        made = ApiToken.objects.exists()
-        steps.append(_step(_("A token for scripts was made"), made, _("Make one in the settings."), "/settings/"))
+        hint = _("Make one in the settings.")
+        steps.append(_step(_("A token for scripts was made"), "token" in made, hint, "/settings/"))
     return [] if all(step["done"] for step in steps) else steps
+
+
+def _made() -> set[str]:
+    """Return which of `profile` and `token` there is one of; one query."""
+    can_start = Profile.objects.filter(Q(enabled=True) | (Q(enabled=None) & ~Q(found_on=[])), paused_at=None)
+    profiles = can_start.order_by().values_list(Value("profile"))
+    return {name for (name,) in ApiToken.objects.order_by().values_list(Value("token")).union(profiles)}
 
 
 def _step(label: str, done: bool, hint: str, url: str) -> dict[str, Any]:

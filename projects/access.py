@@ -59,8 +59,10 @@ def role_of(user: Any) -> Role | None:
 
 
 def _greatest(is_superuser: bool, groups: Iterable[str]) -> Role | None:
+    if is_superuser:
+        return Role.ADMIN
     held = set(groups)
-    return Role.ADMIN if is_superuser else next((role for role in reversed(Role) if role.value in held), None)
+    return next((role for role in reversed(Role) if role.value in held), None)
 
 
 def identify_user(user: Any, session: str) -> Identity:

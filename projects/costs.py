@@ -208,6 +208,12 @@ def document(days: int, now: datetime, visible_to: str = "") -> dict[str, Any]:
     }
 
 
+def today(now: datetime) -> dict[str, Sum]:
+    """Return what each project that ran today has cost today, by slug; one query."""
+    found = _grouped(_within(entries(), window(1, now)), "project__slug")
+    return {slug: added for (slug,), added in found.items()}
+
+
 def report(days: int, now: datetime, project: str = "") -> Report:
     """Return what the page shows, in five queries however many entries there are."""
     span = window(days, now)

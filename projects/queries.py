@@ -166,6 +166,7 @@ class ProjectView:
         self.quiet_for = (now - project.written_at).total_seconds() if project.written_at else None
         self.current = current_of(project, stories)
         self.stories = stories
+        self.spent_today: Any = None
         for story in stories:
             story.project = project
 

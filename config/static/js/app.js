@@ -35,6 +35,9 @@
       sheet = holder.content.querySelector("#confirm");
     } catch { /* the link itself tells what is wrong */ }
     if (!sheet) { location.assign(link.href); return; }
+    show(sheet);
+  }
+  function show(sheet) {
     const dialog = document.createElement("dialog");
     dialog.className = "dialog";
     dialog.setAttribute("aria-labelledby", "confirm-title");
@@ -61,11 +64,12 @@
     }
     toasts.append(node); // moved in after loading, so that it is read out
     const leave = () => (node.matches(":hover, :focus-within") ? setTimeout(leave, 2000) : node.remove());
-    setTimeout(leave, 8000);
+    setTimeout(leave, 10000); // as long as what it tells of can be undone
   }
   for (const node of [...toasts?.children ?? []]) toast("", node);
   for (const node of document.querySelectorAll("[data-dismiss]")) node.hidden = false;
-  on("andon:toast", ({ detail }) => toast(detail.text));
+  on("andon:toast", ({ detail }) => toast(detail.text, detail.node));
+  on("andon:sheet", ({ detail }) => show(detail.sheet));
   for (const type of ["htmx:sendError", "htmx:responseError"]) on(type, () => toast(words.failed));
 
   async function copy(text) {
@@ -95,18 +99,25 @@
   });
 
   // Keys: never while writing, and they can be switched off.
-  const places = { p: "/projects/", k: "/kanban/", s: "/services/", e: "/events/" };
+  const places = { h: "/", p: "/projects/", k: "/kanban/", s: "/services/", e: "/events/" };
+  const seen = (what) => [...document.querySelectorAll(what)].find((field) => field.checkVisibility());
+  function find(own) {
+    const field = (own && seen("main [data-search]")) || seen("[data-find]");
+    if (field) { field.focus(); field.select(); } else location.assign("/search/");
+  }
   let going = 0;
   on("keydown", (event) => {
     const { key, target } = event;
     const menu = key === "Escape" && target.closest("details.menu[open]");
     if (menu) { menu.open = false; menu.firstElementChild.focus(); }
     if (body.dataset.shortcuts === "off" || event.metaKey || event.ctrlKey || event.altKey || event.defaultPrevented) return;
-    if (target.closest("input, textarea, select, [contenteditable], dialog")) return;
-    if (going > Date.now() - 1500 && places[key]) document.querySelector(`.nav a[href="${places[key]}"]`)?.click();
-    else if (key === "/") document.querySelector("[data-search]")?.focus();
-    else if (key === "?") document.getElementById("keys")?.showModal();
-    going = key === "g" ? Date.now() : 0;
-    if (key === "/") event.preventDefault();
+    if (target.closest("input, textarea, select, [contenteditable], dialog") || !document.getElementById("keys")) return;
+    const went = going > Date.now() - 1500;
+    going = key === "g" && !went ? Date.now() : 0;
+    if (went && places[key]) location.assign(places[key]);
+    else if (key === "/") find(!went);
+    else if (key === "?") document.getElementById("keys").showModal();
+    else return;
+    event.preventDefault();
   });
 })();

@@ -1,0 +1,101 @@
+"""What /help/ says of the pages and of every state."""
+
+from typing import Any, NamedTuple
+
+from django.utils.translation import gettext_lazy as _
+
+
+class Sign(NamedTuple):
+    """A state as its badge shows it, and what it means."""
+
+    status: str
+    meaning: Any
+
+
+LEGEND: list[tuple[Any, list[Sign]]] = [
+    (
+        _("Projects"),
+        [
+            Sign("running", _("Its loop runs.")),
+            Sign("idle", _("No loop runs and stories are open.")),
+            Sign("blocked", _("A story waits for a person.")),
+            Sign("complete", _("Every story is passed.")),
+            Sign("failed", _("A story failed and none is left to try.")),
+            Sign("error", _("Its prd.json cannot be read; what is shown is the last good version.")),
+            Sign("missing", _("Its directory is gone.")),
+            Sign("stalled", _("Its loop runs but has written nothing for three times its usual iteration.")),
+        ],
+    ),
+    (
+        _("Stories"),
+        [
+            Sign("pending", _("Nobody has begun it.")),
+            Sign("in_progress", _("The loop works on it.")),
+            Sign("passed", _("Its acceptance criteria are met.")),
+            Sign("failed", _("It was given up; its page says why.")),
+            Sign("blocked", _("It waits for a person.")),
+        ],
+    ),
+    (
+        _("Services, loops and task workers"),
+        [
+            Sign("starting", _("Started, and not yet seen healthy.")),
+            Sign("running", _("A loop or a task worker that lives.")),
+            Sign("healthy", _("Its health check succeeds.")),
+            Sign("unhealthy", _("It lives, but its health check fails.")),
+            Sign("restarting", _("It is stopped and then started again.")),
+            Sign("backoff", _("It ended by itself and is tried again after a pause.")),
+            Sign("stopping", _("It was asked to end; what is left is killed when its grace is over.")),
+            Sign("exited", _("It has ended and nothing of it is left.")),
+            Sign("failed", _("It ended with an error and is not tried again.")),
+            Sign("crash_loop", _("It ended more than five times within ten minutes; a person has to look.")),
+            Sign("expired", _("Its time to live was over.")),
+            Sign("lost", _("Nobody saw how it ended: the machine was started anew, or it was written off.")),
+        ],
+    ),
+    (
+        _("Tasks"),
+        [
+            Sign("triage", _("Somebody has to say first what it is about.")),
+            Sign("todo", _("It waits for another task, or a person holds it.")),
+            Sign("ready", _("It can be claimed.")),
+            Sign("running", _("A worker has claimed it.")),
+            Sign("review", _("A person is asked to approve what was done.")),
+            Sign("blocked", _("A person has to answer, or a breaker is open.")),
+            Sign("breaker", _("It failed so often that nothing more is tried until a person retries it.")),
+            Sign("waiting", _("A quota was met; it goes on by itself.")),
+            Sign("done", _("It is done.")),
+            Sign("archived", _("Put away; only shown when asked for.")),
+        ],
+    ),
+    (
+        _("Rollbacks"),
+        [
+            Sign("asked", _("Somebody asked for it; the worker has not begun.")),
+            Sign("applying", _("The commit is being undone.")),
+            Sign("done", _("A new commit has undone it and its story is open again.")),
+            Sign("refused", _("Something was in the way; nothing was changed.")),
+            Sign("undone", _("It failed half-way and everything was put back.")),
+        ],
+    ),
+    (
+        _("Workers"),
+        [
+            Sign("ticking", _("It has told of itself within 15 seconds.")),
+            Sign("silent", _("It has not. Nothing is watched, started or stopped on that machine.")),
+            Sign("stopped", _("It said goodbye; nothing is expected of it.")),
+        ],
+    ),
+]
+
+PAGES: list[tuple[str, Any, Any]] = [
+    ("/", _("Home"), _("What needs you now, what runs, what it costs, what happened last.")),
+    ("/projects/", _("Projects"), _("Every project with its stories and its loop: start, stop, budget, roll back.")),
+    ("/services/", _("Services"), _("What agents need while they work: health, ports, logs, start, stop, extend.")),
+    ("/costs/", _("Costs"), _("What was spent by day, project, story and model; what is unknown is never 0.")),
+    ("/events/", _("Events"), _("Everything that happened, newest first, with who did it.")),
+    ("/system/", _("System"), _("The workers and what they run, the database, the disk, the versions.")),
+    ("/settings/", _("Settings"), _("Theme, density, time zone, shortcuts, password; for administrators tokens.")),
+    ("/search/", _("Search"), _("Projects, stories, tasks, services and events by any word of theirs.")),
+    ("/api/docs", _("API"), _("Everything that the pages do, for programs; a token is made in the settings.")),
+]
