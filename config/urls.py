@@ -2,7 +2,8 @@ from django.contrib import admin
 from django.urls import include, path
 
 from config.api import api
-from config.views import board, errors, probes, settings, signing
+from config.views import board, errors, finding, notices, probes, settings, signing
+from kanban.urls import run_patterns
 from projects.views import cost_export, cost_report
 from services.urls import loop_patterns
 
@@ -12,6 +13,8 @@ urlpatterns = [
     path("projects/", include(loop_patterns)),
     path("projects/", include("projects.urls")),
     path("services/", include("services.urls")),
+    path("kanban/", include("kanban.urls")),
+    path("runs/", include(run_patterns)),
     path("costs/", cost_report, name="costs"),
     path("costs/export.csv", cost_export, name="costs-export"),
     path("events/", board.events, name="events"),

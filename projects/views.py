@@ -1,11 +1,9 @@
 """Pages of this app: projects, stories, iterations, costs."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.paginator import Page, Paginator
 from django.db.models import Q
@@ -186,7 +184,8 @@ def cost_export(request: HttpRequest) -> StreamingHttpResponse:
     """The entries of the window as CSV."""
     slug, days = _cost_filters(request)
     span = costs.window(days, timezone.now())
-    response = StreamingHttpResponse(_pieces(exports.costs_csv(span, slug)), content_type="text/csv; charset=utf-8")
+    rows = exports.pieces(exports.costs_csv(span, slug))
+    response = StreamingHttpResponse(rows, content_type="text/csv; charset=utf-8")
     name = f"andon-costs-{span.first}-to-{span.today}.csv"
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     return response
@@ -195,12 +194,6 @@ def cost_export(request: HttpRequest) -> StreamingHttpResponse:
 def _cost_filters(request: HttpRequest) -> tuple[str, int]:
     slug = request.GET.get("project", "").strip()[:80]
     return slug, costs.wanted_days(request.GET.get("days", ""), COST_DAYS_DEFAULT)
-
-
-async def _pieces(texts: Iterator[str]) -> AsyncIterator[bytes]:
-    """Yield texts that are made where the database may be asked."""
-    while (text := await sync_to_async(lambda: next(texts, None))()) is not None:
-        yield text.encode()
 
 
 def _spent(iteration: Iteration) -> costs.Sum | None:

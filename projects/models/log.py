@@ -44,10 +44,14 @@ class Event(models.Model):
                     parts[1:] = [int(part) for part in parts[1:]]
                 case "project":
                     parts = [rest]
+                case "notice":
+                    parts = [int(rest)]
                 case "agent" | "token" | "worker":
                     family, parts = {"agent": "services", "token": "settings", "worker": "system"}[family], []
-                case "service" | "story":
+                case "service" | "story" | "task":
                     pass
+                case "profile" | "board":
+                    family, parts = {"profile": "profiles", "board": "kanban"}[family], []
                 case _:
                     return ""
             return reverse(family, args=parts)

@@ -46,6 +46,20 @@ WORDS = {
     "applying": gettext_lazy("Being done"),
     "refused": gettext_lazy("Refused"),
     "undone": gettext_lazy("Undone"),
+    "triage": gettext_lazy("Triage"),
+    "todo": gettext_lazy("To do"),
+    "archived": gettext_lazy("Archived"),
+    "paused": gettext_lazy("Paused"),
+    "disabled": gettext_lazy("Disabled"),
+    "completed": gettext_lazy("Completed"),
+    "review_requested": gettext_lazy("In review"),
+    "crashed": gettext_lazy("Crashed"),
+    "timed_out": gettext_lazy("Timed out"),
+    "rate_limited": gettext_lazy("Met a quota"),
+    "protocol_violation": gettext_lazy("Said nothing"),
+    "released": gettext_lazy("Released"),
+    "superseded": gettext_lazy("Overtaken"),
+    "spawn_failed": gettext_lazy("Did not start"),
 }
 
 # Signs that show nothing, or turn the text around them: what agents wrote is shown as it is.

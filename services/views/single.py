@@ -12,12 +12,11 @@ from projects import queries as projects
 from projects import streams
 from projects.errors import Missing
 from projects.pages import page
-from services import logs, pages
+from services import pages
 from services.logs.reading import first_offset
 from services.models import ManagedProcess
-from services.streams import log_stream, opened_log
+from services.streams import LOG_TAIL, log_stream, log_tail, opened_log
 
-LOG_TAIL = 128 * 1024
 EVENTS_SHOWN = 8
 
 
@@ -64,31 +63,13 @@ def _page(request: HttpRequest, row: ManagedProcess) -> HttpResponse:
     if wanted in {None, "service-facts"}:
         context["events"] = projects.events_of_subject(row.subject, EVENTS_SHOWN)
     if wanted is None:
-        context["log"] = _tail(row)
+        context["log"] = log_tail(row)
     fragments = {
         "service-header": "services/_header.html",
         "service-charts": "services/_charts.html",
         "service-facts": "services/_facts.html",
     }
     return page(request, "services/page.html", context, fragments)
-
-
-def _tail(row: ManagedProcess) -> dict[str, object]:
-    with opened_log(row) as descriptor:
-        if descriptor is None:
-            return {"html": "", "exists": False}
-        chunk = logs.tail_bytes(descriptor, tail=LOG_TAIL, head=row.log_head)
-        first = first_offset(descriptor, row.log_head, chunk.size)
-    html, _ = logs.ansi_html(chunk.text)
-    return {
-        "html": html,
-        "exists": True,
-        "offset": chunk.offset,
-        "next_offset": chunk.next_offset,
-        "size": chunk.size - first,
-        "before": chunk.offset - first,
-        "truncated": chunk.offset > first,
-    }
 
 
 def _log(row: ManagedProcess) -> StreamingHttpResponse:

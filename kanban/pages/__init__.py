@@ -1,0 +1,1 @@
+"""What pages show of the work: rows read by few bounded queries, and what is derived from them and `now`."""

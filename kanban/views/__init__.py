@@ -1,0 +1,1 @@
+"""Pages of this app: the board, the list, a task, a run, the profiles, and the verbs."""
