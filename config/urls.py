@@ -2,7 +2,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from config.api import api
-from config.views import board, errors, finding, notices, probes, settings, signing
+from config.views import board, errors, finding, probes, settings, signing
 from kanban.urls import run_patterns
 from projects.views import cost_export, cost_report
 from services.urls import loop_patterns
