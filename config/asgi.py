@@ -13,6 +13,8 @@ from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.urls import path, re_path  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
+from config.plugins import PluginPrefix  # noqa: E402
+from kanban.consumers import BoardConsumer  # noqa: E402
 from projects.consumers import EventsConsumer, RefusingConsumer  # noqa: E402
 from projects.relay import relay  # noqa: E402
 from services import sweeps  # noqa: E402
@@ -21,11 +23,19 @@ from services import sweeps  # noqa: E402
 warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
 relay.checks = (lambda: sweeps.find_silent(now=timezone.now()),)
 
-application = ProtocolTypeRouter(
-    {
-        "http": django_application,
-        "websocket": AuthMiddlewareStack(
-            URLRouter([path("ws/events", EventsConsumer.as_asgi()), re_path("", RefusingConsumer.as_asgi())])
-        ),
-    }
+application = PluginPrefix(
+    ProtocolTypeRouter(
+        {
+            "http": django_application,
+            "websocket": AuthMiddlewareStack(
+                URLRouter(
+                    [
+                        path("ws/events", EventsConsumer.as_asgi()),
+                        path("api/kanban/events", BoardConsumer.as_asgi()),
+                        re_path("", RefusingConsumer.as_asgi()),
+                    ]
+                )
+            ),
+        }
+    )
 )

@@ -1,10 +1,8 @@
 """The WebSocket: who gets in, what arrives, and who is thrown out."""
 
-import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from channels.testing import WebsocketCommunicator
@@ -16,15 +14,13 @@ from django.utils import timezone
 
 from projects import access, nudge
 from projects import relay as module
-from projects.consumers import EXPELLED, FAILED, REFUSED
 from projects.events import SWEEP, record, writing
 from projects.models import ApiToken, Event, EventFloor
 from projects.relay import relay
+from projects.sockets import EXPELLED, FAILED, REFUSED
 from tests.projects.aside import elsewhere, running
+from tests.projects.wire import HOST, LONG_S, OWN, close_code, frame_of, opened, refusal, socket_at
 
-LONG_S = 5
-HOST = "andon.example:8000"
-OWN = f"http://{HOST}"
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
@@ -57,51 +53,11 @@ def tell(*subjects: str, kind: str = "a.told", project: str = "") -> list[int]:
     return list(Event.objects.order_by("id").values_list("id", flat=True))
 
 
-def socket_at(path: str, *, session: str = "", origin: str = "", host: str = HOST) -> WebsocketCommunicator:
-    from config.asgi import application
-
-    headers = {"host": host, "origin": origin, "cookie": f"andon_session={session}" if session else ""}
-    lines = [(name.encode(), value.encode()) for name, value in headers.items() if value]
-    return WebsocketCommunicator(application, path, headers=lines)
-
-
-@contextlib.asynccontextmanager
-async def opened(path: str, **options: str) -> AsyncIterator[WebsocketCommunicator]:
-    socket = socket_at(path, **options)
-    accepted, code = await socket.connect(timeout=LONG_S)
-    assert accepted, code
-    try:
-        yield socket
-    finally:
-        await socket.disconnect(timeout=LONG_S)
-
-
-async def refusal(path: str, **options: str) -> int:
-    """Return the close code of a socket that must not be accepted."""
-    socket = socket_at(path, **options)
-    accepted, code = await socket.connect(timeout=LONG_S)
-    await socket.disconnect(timeout=LONG_S)
-    assert not accepted
-    return code
-
-
-async def frame_of(socket: WebsocketCommunicator) -> dict[str, Any]:
-    return await socket.receive_json_from(timeout=LONG_S)
-
-
 async def next_ids(socket: WebsocketCommunicator) -> list[int]:
     """Return the ids of the next frame that holds any; one read while catching up may only move the cursor."""
     while not (events := (await frame_of(socket))["events"]):
         pass
     return [row["id"] for row in events]
-
-
-async def close_code(socket: WebsocketCommunicator) -> int:
-    """Read until the server closes; returns its code."""
-    while True:
-        output = await socket.receive_output(timeout=LONG_S)
-        if output["type"] == "websocket.close":
-            return output["code"]
 
 
 # Who gets in
