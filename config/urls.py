@@ -2,7 +2,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from config.api import api
-from config.views import board, errors, finding, probes, settings, signing
+from config.views import board, errors, finding, notices, probes, settings, signing
 from kanban.urls import run_patterns
 from projects.views import cost_export, cost_report
 from services.urls import loop_patterns
@@ -20,10 +20,17 @@ urlpatterns = [
     path("events/", board.events, name="events"),
     path("events/<int:number>/", board.event, name="event"),
     path("system/", board.system, name="system"),
+    path("search/", finding.search, name="search"),
+    path("help/", finding.guide, name="help"),
     path("settings/", settings.settings, name="settings"),
     path("settings/password/", signing.set_password, name="set-password"),
     path("settings/tokens/", settings.create_token, name="create-token"),
     path("settings/tokens/<int:number>/revoke/", settings.revoke_token, name="revoke-token"),
+    path("settings/notices/", notices.listing, name="notices"),
+    path("settings/notices/<int:number>/", notices.single, name="notice"),
+    path("settings/notices/<int:number>/delete/", notices.delete, name="notice-delete"),
+    path("settings/notices/<int:number>/<slug:verb>/", notices.act, name="notice-verb"),
+    path("settings/notices/<int:number>/again/<int:delivery>/", notices.send_again, name="notice-again"),
     path("login/", signing.sign_in, name="login"),
     path("login/link/<str:raw>/", signing.use_link, name="sign-in-link"),
     path("logout/", signing.sign_out, name="logout"),

@@ -81,7 +81,7 @@ def endpoint(url: str) -> Endpoint:
         raise Unusable("An address holds no user name or password. Check the signature instead.")
     if parts.fragment:
         raise Unusable("An address has no # in it: what follows would never be sent.")
-    if ":" in host:
+    if ":" in host and "%" not in host:
         try:
             host = str(ipaddress.IPv6Address(host))
         except ValueError:
@@ -219,7 +219,8 @@ def _exchange(sock: socket.socket, where: Endpoint, request: bytes, ends: float)
         except TimeoutError:
             raise Failed("no answer in time") from None
         except ssl.SSLError as error:
-            raise Failed(f"no TLS: {error.reason or error.__class__.__name__}".replace("_", " ").lower()) from None
+            why = (error.reason or error.__class__.__name__).replace("_", " ").lower()
+            raise Failed(f"no TLS: {why}") from None
         except OSError as error:
             raise Failed(f"the connection broke: {os.strerror(error.errno or 0).lower()}") from None
         except Malformed as why:
