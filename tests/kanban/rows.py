@@ -146,7 +146,7 @@ def in_status(status: Status | str, *, now: datetime | None = None, **fields: An
         case Status.TRIAGE:
             made = task(triage=True, now=moment, **fields)
         case Status.TODO:
-            made = task(parents=[task("A parent", now=moment).pk], now=moment, **fields)
+            made = task(parents=[task("A parent", assignee="", now=moment).pk], now=moment, **fields)
         case Status.READY:
             made = task(now=moment, **fields)
         case Status.RUNNING:
@@ -174,7 +174,7 @@ def blocked(kind: BlockKind | str = BlockKind.NEEDS_INPUT, *, now: datetime | No
         made = not_started(claimed(task(failure_limit=1, now=moment, **fields), now=moment), now=moment)
     elif kind == BlockKind.DEPENDENCY:
         run = pulled(task(now=moment, **fields), now=moment)
-        lifecycle.link(task("A parent", now=moment).pk, run.task_id, **about)
+        lifecycle.link(task("A parent", assignee="", now=moment).pk, run.task_id, **about)
         made = lifecycle.block(run.task, "It waits", kind=kind, by=as_run(run), now=moment)
     else:
         made = lifecycle.block(task(now=moment, **fields), "It waits", kind=kind, **about)
