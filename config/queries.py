@@ -12,17 +12,17 @@ import django
 import psutil
 from django.conf import settings
 from django.db import connection
-from django.db.models import Count, Q, Sum, Value
+from django.db.models import Count, Q, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from kanban.models import Profile
+from kanban.pages import needs as work
 from projects import costs
 from projects import queries as projects
-from projects.models import ApiToken, Event, Preference, Project, Story
+from projects.models import Event, Preference, Project, Story
 from projects.relay import floor, head, relay
 from projects.states import ProjectStatus, Role, StoryState
 from services import pages as processes
@@ -87,16 +87,17 @@ def home(now: datetime, *, role: Role) -> dict[str, Any]:
     rows = list(projects.known().filter(missing_since=None))
     running = projects.views([row for row in rows if row.running], now)[:RUNNING_SHOWN]
     hosts = services.hosts(now)
+    of_work, made = work.signals(now)
     spent = costs.today(now)
     for view in running:
         view.spent_today = spent.get(view.slug)
     return {
         "hosts": hosts,
-        "needs": needs(rows, hosts, now)[:NEEDS_SHOWN],
+        "needs": needs(rows, hosts, of_work, now)[:NEEDS_SHOWN],
         "running": running,
         "cost_today": sum(spent.values(), costs.Sum()),
         "events": projects.events({}, limit=RECENT_SHOWN, headlines=True),
-        "checklist": checklist(rows, hosts, role=role),
+        "checklist": checklist(rows, hosts, made, role=role),
         "totals": {
             "projects": len(rows),
             "running": sum(row.running for row in rows),
@@ -107,9 +108,11 @@ def home(now: datetime, *, role: Role) -> dict[str, Any]:
     }
 
 
-def needs(rows: Iterable[Project], hosts: Iterable[WorkerHost], now: datetime) -> list[dict[str, Any]]:
+def needs(
+    rows: Iterable[Project], hosts: Iterable[WorkerHost], of_work: list[dict[str, Any]], now: datetime
+) -> list[dict[str, Any]]:
     """Return what a person should look at, the most urgent first, each with its reason and where to go."""
-    found = [*_worker_needs(hosts)]
+    found = [*_worker_needs(hosts), *of_work]
     for row in rows:
         status = projects.status_of(row)
         url = row.get_absolute_url()
@@ -174,8 +177,8 @@ def _need(severity: str, title: str, reason: str, url: str, at: datetime | None)
     }
 
 
-def checklist(rows: list[Project], hosts: list[WorkerHost], *, role: Role) -> list[dict[str, Any]]:
-    """Return the first steps with what is done; empty once all are."""
+def checklist(rows: list[Project], hosts: list[WorkerHost], made: set[str], *, role: Role) -> list[dict[str, Any]]:
+    """Return the first steps with what is done, by what is there and what was `made`; empty once all are."""
     roots = ", ".join(str(root) for root in settings.ANDON_WORKSPACE)
     steps = [
         _step(_("The worker ticks"), _ticks(hosts), _("Start it with manage.py up."), "/system/"),
@@ -192,7 +195,6 @@ def checklist(rows: list[Project], hosts: list[WorkerHost], *, role: Role) -> li
             "/projects/",
         ),
     ]
-    made = _made()
     steps.append(
         _step(
             _("A profile can take tasks"),
@@ -201,17 +203,13 @@ def checklist(rows: list[Project], hosts: list[WorkerHost], *, role: Role) -> li
             "/kanban/profiles/",
         )
     )
+    steps.append(
+        _step(_("A task was made"), "task" in made, _("The empty board offers a sample in one click."), "/kanban/")
+    )
     if role.includes(Role.ADMIN):
         hint = _("Make one in the settings.")
         steps.append(_step(_("A token for scripts was made"), "token" in made, hint, "/settings/"))
     return [] if all(step["done"] for step in steps) else steps
-
-
-def _made() -> set[str]:
-    """Return which of `profile` and `token` there is one of; one query."""
-    can_start = Profile.objects.filter(Q(enabled=True) | (Q(enabled=None) & ~Q(found_on=[])), paused_at=None)
-    profiles = can_start.order_by().values_list(Value("profile"))
-    return {name for (name,) in ApiToken.objects.order_by().values_list(Value("token")).union(profiles)}
 
 
 def _step(label: str, done: bool, hint: str, url: str) -> dict[str, Any]:

@@ -188,7 +188,111 @@ def _tested(context: dict[str, str], payload: Payload) -> str:
     return _("A test of notice %(name)s did not arrive: %(reason)s") % {**context, "reason": payload.get("reason", "?")}
 
 
+# Why a task is blocked.
+BLOCKS = {
+    "needs_input": gettext_lazy("%(name)s needs an answer"),
+    "capability": gettext_lazy("%(name)s needs what its worker cannot do"),
+    "dependency": gettext_lazy("%(name)s waits for its parents"),
+    "transient": gettext_lazy("%(name)s waits before it is tried again"),
+    "breaker": gettext_lazy("The breaker of %(name)s is open"),
+}
+# What a status is called in a sentence about a move.
+PLACES = {
+    "triage": gettext_lazy("triage"),
+    "todo": gettext_lazy("to do"),
+    "ready": gettext_lazy("ready"),
+    "blocked": gettext_lazy("blocked"),
+}
+
+
+def _place(payload: Payload) -> str:
+    status = str(payload.get("status", "?"))
+    return str(PLACES.get(status, status))
+
+
+def _made(context: dict[str, str], payload: Payload) -> str:
+    place = _place(payload)
+    who = payload.get("assignee")
+    told = _("%(name)s made for %(who)s: %(place)s") if who else _("%(name)s made: %(place)s")
+    return told % {**context, "who": who, "place": place}
+
+
+def _placed(text: str) -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        told = _(text) % {**context, "place": _place(payload)}
+        because, parents = payload.get("reason"), payload.get("parents")
+        if isinstance(parents, list) and parents:
+            because = _("it does not wait for %s") % ", ".join(map(str, parents))
+        return f"{told}: {because}" if because else told
+
+    return tell
+
+
+def _blocked(context: dict[str, str], payload: Payload) -> str:
+    told = str(BLOCKS.get(str(payload.get("block_kind")), _("%(name)s is blocked"))) % context
+    because = payload.get("reason")
+    return f"{told}: {because}" if because else told
+
+
+def _failed(text: str) -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        told, failures = _(text) % context, payload.get("failures")
+        if isinstance(failures, int) and failures > 1:
+            told = _("%(told)s (failure %(n)d)") % {"told": told, "n": failures}
+        because = payload.get("error")
+        return f"{told}: {because}" if because else told
+
+    return tell
+
+
+def _about(text: str, **keys: str) -> Callable[[dict[str, str], Payload], str]:
+    """Return a sentence with parts of the payload in it: `keys` name them, with what stands for a missing one."""
+    return lambda context, payload: _(text) % {**context, **{key: payload.get(key) or _(keys[key]) for key in keys}}
+
+
+_OF_TASKS: dict[str, Callable[[dict[str, str], Payload], str]] = {
+    "task.created": _made,
+    "task.ready": _says("%(name)s is ready"),
+    "task.claimed": _about("%(name)s is claimed for %(profile)s", profile="a worker elsewhere"),
+    "task.spawned": _about("The worker of %(name)s has started, process %(pid)s", pid="?"),
+    "task.heartbeat": _says("%(name)s is being worked on", reason="note"),
+    "task.reclaimed": _says("%(name)s is taken back", reason="reason"),
+    "task.crashed": _failed("The worker of %(name)s crashed"),
+    "task.timed_out": _failed("The worker of %(name)s took too long"),
+    "task.spawn_failed": _failed("No worker could be started for %(name)s"),
+    "task.spawn_auto_blocked": _failed("%(name)s is given up, no worker could be started"),
+    "task.gave_up": _failed("%(name)s is given up, its breaker is open"),
+    "task.rate_limited": _says("%(name)s waits for its agent's quota"),
+    "task.protocol_violation": _failed("The worker of %(name)s ended without a verdict"),
+    "task.reported": _says("%(name)s is reported done; its services are looked at"),
+    "task.completed": _says("%(name)s is done"),
+    "task.blocked": _blocked,
+    "task.unblocked": _says("%(name)s goes on"),
+    "task.review_requested": _says("%(name)s is handed in for review", reason="summary"),
+    "task.approved": _says("%(name)s is approved"),
+    "task.sent_back": _says("%(name)s is sent back"),
+    "task.archived": _says("%(name)s is archived"),
+    "task.reopened": _says("%(name)s is open again"),
+    "task.assigned": _about("%(name)s is given to %(assignee)s", assignee="nobody"),
+    "task.linked": _about("%(child)s waits for %(parent)s", child="?", parent="?"),
+    "task.unlinked": _about("%(child)s no longer waits for %(parent)s", child="?", parent="?"),
+    "task.commented": _about("%(author)s commented on %(name)s", author="?"),
+    "task.status": _placed("%(name)s moved to %(place)s"),
+    "task.priority": _about("Priority of %(name)s set to %(priority)s", priority="0"),
+    "task.edited": _changed,
+    "task.forced": _placed("%(name)s is forced to %(place)s"),
+    "task.pruned": _says("The workspace of %(name)s is removed: it was closed long ago"),
+    "profile.paused": _says("Profile %(name)s is paused", reason="reason"),
+    "profile.resumed": _says("Profile %(name)s works again"),
+    "profile.found": _about("The agent of profile %(name)s was found on %(node)s", node="?"),
+    "profile.gone": _about("The agent of profile %(name)s is gone from %(node)s", node="?"),
+    "board.paused": _says("The dispatcher is paused"),
+    "board.resumed": _says("The dispatcher runs again"),
+}
+
+
 SENTENCES: dict[str, Callable[[dict[str, str], Payload], str]] = {
+    **_OF_TASKS,
     **_of_process("service", "%(name)s"),
     **_of_process("loop", "Loop of %(name)s"),
     "loop.declared": _says("Loop of %(name)s is to be started"),
@@ -238,6 +342,7 @@ SENTENCES: dict[str, Callable[[dict[str, str], Payload], str]] = {
     "worker.recovered": _says("Worker of %(name)s ticks again"),
     "worker.stopped": _says("Worker of %(name)s stopped"),
     "worker.forgotten": _says("%(name)s is forgotten"),
+    "board.imported": _says("%(name)s was brought in", reason="said"),
     "notice.subscribed": _says("Notice %(name)s set up", reason="host"),
     "notice.unsubscribed": _says("Notice %(name)s deleted", reason="host"),
     "notice.paused": _says("Notice %(name)s is paused", reason="reason"),

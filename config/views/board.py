@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from config import queries
+from kanban.pages import board as work
 from projects import queries as projects
 from projects import tasks
 from projects.errors import Missing
@@ -62,10 +65,15 @@ def event(request: HttpRequest, number: int) -> HttpResponse:
 
 @require_safe
 def system(request: HttpRequest) -> HttpResponse:
-    """Workers and their last tick, what they run, database, disk, versions."""
-    wants_tick = request.htmx.target == "worker-tick"  # type: ignore[attr-defined]
-    context = {} if wants_tick else {"facts": queries.facts(), "processes": services.by_node()}
+    """Workers and their last tick, the dispatcher, what they run, database, disk, versions."""
+    # Each is asked for by the fragment that shows it.
+    context = {
+        "facts": SimpleLazyObject(queries.facts),
+        "processes": SimpleLazyObject(services.by_node),
+        "switches": SimpleLazyObject(lambda: work.switches(dispatches=settings.ANDON_DISPATCH, now=timezone.now())),
+    }
     fragments = {
+        "dispatch": "kanban/_dispatch.html",
         "worker-tick": "_worker.html",
         "hosts": "_hosts.html",
         "processes": "_processes.html",

@@ -30,6 +30,17 @@ NAMES: dict[str, tuple[Promise, Promise]] = {
     Status.DONE: (gettext_lazy("Done"), gettext_lazy("Newest first.")),
     Status.ARCHIVED: (gettext_lazy("Archived"), gettext_lazy("Put away, newest first.")),
 }
+# What a pass tells of itself, in words.
+PASS: dict[str, Promise] = {
+    "spawned": gettext_lazy("claimed"),
+    "promoted": gettext_lazy("promoted"),
+    "reclaimed": gettext_lazy("taken back"),
+    "crashed": gettext_lazy("found crashed"),
+    "timed_out": gettext_lazy("timed out"),
+    "auto_blocked": gettext_lazy("given up"),
+    "skipped_unassigned": gettext_lazy("skipped, nobody's"),
+    "skipped_nonspawnable": gettext_lazy("skipped, no agent"),
+}
 # Where a task may begin.
 BEGINNINGS = frozenset({Status.TRIAGE, Status.TODO, Status.READY})
 _ANYWHERE = (
@@ -199,11 +210,17 @@ def _page_of_each(filters: Filters, pages: Mapping[str, int]) -> QuerySet[Task]:
     return rows.filter(on_page).defer(*cards.HEAVY).order_by("status", "place")
 
 
+def switches(*, dispatches: bool, now: datetime) -> dict[str, Any]:
+    """Return what `switchboard` does, with profiles of its own; two queries."""
+    return switchboard(profiles_by_name(), dispatches=dispatches, now=now)
+
+
 def switchboard(profiles: Mapping[str, Profile], *, dispatches: bool, now: datetime) -> dict[str, Any]:
     """Return what stands above the columns: paused profiles, the dispatcher's switch and last pass; one query."""
     row = Board.objects.filter(id=1).first() or Board(id=1)
     last = row.last_pass_at
     return {
+        "told": [(word, row.last_pass.get(name, 0)) for name, word in PASS.items()] if row.last_pass else [],
         "paused": [profile for profile in profiles.values() if profile.paused_at is not None],
         "board": row,
         "dispatches": dispatches,

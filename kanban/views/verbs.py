@@ -62,7 +62,7 @@ def verb(request: HttpRequest, task_id: str, name: str) -> HttpResponse:
         response.status_code = 422
         return response
     typed = form.cleaned_data
-    back = answers.back_to(request, typed["next"], task.get_absolute_url())
+    back = answers.back_to(request, typed["next"], answers.came_from(request, task.get_absolute_url()))
     try:
         before, after, said = _act(task, name, typed, by=access.actor(request))
     except DomainError as refusal:

@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from django.utils import timezone
@@ -226,3 +227,74 @@ class TestNew:
         assert not Task.objects.exists()
         answer = sign_in().post("/kanban/tasks/new/", {"title": "x", "parents": "t_nothere"})
         assert "There is no task t_nothere" in text_of(answer)
+
+
+class TestHome:
+    def needs(self, client) -> list[dict]:
+        return client.get("/").context["needs"]
+
+    def test_tells_what_of_the_work_needs_somebody_with_a_remedy(self, sign_in, make_task_in):
+        now = timezone.now()
+        long_ago = now - timedelta(hours=2)
+        blocked = make_task_in("blocked")
+        review = make_task_in("review")
+        broken = rows.task("Breaks", failure_limit=1)
+        rows.ended(rows.started(broken), 3)
+        crashed = rows.task("Crashes")
+        rows.ended(rows.started(crashed), 3)
+        quota = rows.task("Quota")
+        rows.ended(rows.started(quota), 75)
+        silent = rows.started(rows.task("Silent", now=long_ago), now=long_ago).task
+        stranded = rows.task("Stranded", assignee="nobody-there", now=long_ago)
+        paused = rows.profile("slow")
+        lifecycle.pause(paused, reason="too many alike", by=rows.ANNA, now=now)
+        lifecycle.pause_dispatch(by=rows.ANNA, now=now)
+        client = sign_in()
+        found = {need["url"].rstrip("/").rpartition("/")[2]: need for need in self.needs(client)}
+        said = {
+            blocked.pk: ("special", "Unblock"),
+            review.pk: ("special", "Approve"),
+            broken.pk: ("special", "Retry"),
+            crashed.pk: ("bad", "Hold"),
+            quota.pk: ("warn", "Hold"),
+            silent.pk: ("warn", "Release…"),
+            stranded.pk: ("warn", "Assign…"),
+            "profiles": ("bad", "Resume"),
+            "kanban": ("warn", "Resume"),
+        }
+        assert {
+            key: (need["severity"], need.get("post_label") or need.get("act_label"))
+            for key, need in found.items()
+            if key in said
+        } == said
+        urgencies = [need["severity"] for need in self.needs(client)]
+        assert urgencies == sorted(urgencies, key=["special", "bad", "warn"].index)
+        for key in (blocked.pk, review.pk, broken.pk, crashed.pk, quota.pk, "profiles", "kanban"):
+            answer = client.post(
+                found[key]["post_url"], {"seen": found[key].get("seen", "")}, headers={"Referer": "http://testserver/"}
+            )
+            assert (answer.status_code, answer.headers.get("Location")) == (302, "/"), key
+        left = {need["url"].rstrip("/").rpartition("/")[2] for need in self.needs(client)}
+        assert left & set(said) == {silent.pk, stranded.pk}
+
+    def test_over_budget_is_told_as_such(self, sign_in, make_task):
+        run = rows.started(make_task("Dear", max_cost_usd=Decimal(1)))
+        lifecycle.heartbeat(run.task, cost_usd=Decimal(2), by=rows.as_run(run), now=timezone.now())
+        [need] = [need for need in self.needs(sign_in()) if "Dear" in need["title"]]
+        assert "over budget" in need["title"]
+
+
+class TestSystem:
+    def test_pauses_and_resumes_and_tells_of_the_last_pass(self, sign_in, make_task):
+        rows.tick()
+        client = sign_in()
+        make_task("Quick")
+        assert "1 task is started" in text_of(
+            client.post("/kanban/dispatch/nudge/", headers={"Referer": "http://testserver/system/"}, follow=True)
+        )
+        client.post("/kanban/dispatch/pause/")
+        text = text_of(client.get("/system/"))
+        assert "claimed <strong>1</strong>" in text
+        assert "/kanban/dispatch/resume/" in text
+        assert "/kanban/dispatch/resume/" not in text_of(sign_in("viewer").get("/system/"))
+        assert fragment(client, "/system/", "dispatch").status_code == 200
