@@ -139,7 +139,7 @@ def _tasks(words: list[str], text: str) -> Iterable[Hit]:
 def _runs(words: list[str], text: str) -> Iterable[Hit]:
     newest = _newest(Run.objects.all())
     rows = Run.objects.filter(id__gt=newest - RUNS_LOOKED_THROUGH).defer("result", "services")
-    condition = _matching(words, "task_id", "profile", "summary", "error", "outcome")
+    condition = _matching(words, "task__id", "task__title", "profile", "summary", "error", "outcome")
     for row in rows.filter(condition).select_related("task").order_by("-id")[:LOOKED]:
         names = (f"{row.task_id}/{row.number}", row.task.title)
         title = _("%(task)s, attempt %(number)d") % {"task": row.task.title, "number": row.number}

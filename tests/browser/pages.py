@@ -1,0 +1,81 @@
+"""Every page of Andon, as a browser walks it: one line for a page that is added.
+
+`tests/contracts/test_pages.py` compares this list with the URLs: a page that is in neither list fails it.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One page: the name of its URL, an address, and what is clicked to open each of its dialogs.
+
+    The address may hold what only a running Andon knows: {event} {rollback} {process} {token}.
+    """
+
+    name: str
+    path: str
+    dialogs: tuple[str, ...] = ()
+    signed_in: bool = True
+
+    def __str__(self) -> str:
+        return self.path.partition("?")[0]
+
+
+PAGES = (
+    Walk("home", "/"),
+    Walk("search", "/search/?q=green"),
+    Walk("search", "/search/"),
+    Walk("help", "/help/"),
+    Walk("projects", "/projects/"),
+    Walk("project", "/projects/greenhouse/"),
+    Walk("project", "/projects/birdsong/", ("a[href$='/start/']", "a[href$='/budget/']", "a[href$='/loop/']")),
+    Walk("story", "/projects/greenhouse/stories/US-001/"),
+    Walk("iterations", "/projects/greenhouse/iterations/"),
+    Walk("iteration", "/projects/greenhouse/iterations/1/"),
+    Walk("loop-start", "/projects/birdsong/start/"),
+    Walk("loop-stop", "/projects/greenhouse/stop/"),
+    Walk("loop-budget", "/projects/birdsong/budget/"),
+    Walk("loop-configure", "/projects/birdsong/loop/"),
+    Walk("story-requeue", "/projects/birdsong/stories/US-001/requeue/"),
+    Walk("rollback", "/projects/birdsong/rollback/", ("main a[data-dialog]",)),
+    Walk("rollback-done", "/projects/birdsong/rollback/{rollback}/"),
+    Walk("services", "/services/"),
+    Walk("services", "/services/?q=nothing-like-it"),
+    Walk("declare-service", "/services/new/?project=greenhouse"),
+    Walk("service", "/services/greenhouse/web/", ("a[href$='/stop/']", "a[href$='/kill/']")),
+    Walk("service-verb", "/services/greenhouse/web/stop/"),
+    Walk("process", "/services/~/{process}/"),
+    Walk("costs", "/costs/?days=90"),
+    Walk("events", "/events/"),
+    Walk("event", "/events/{event}/"),
+    Walk("system", "/system/"),
+    Walk("settings", "/settings/", ("a[href$='/revoke/']",)),
+    Walk("set-password", "/settings/password/"),
+    Walk("revoke-token", "/settings/tokens/{token}/revoke/"),
+    Walk("login", "/login/", signed_in=False),
+    Walk("sign-in-link", "/login/link/used-up/", signed_in=False),
+    Walk("admin:index", "/admin/"),
+    Walk("admin:changelist", "/admin/services/managedprocess/"),
+    Walk("admin:change", "/admin/services/managedprocess/{process}/change/"),
+)
+
+# No page of ours stands there, each with its reason.
+ELSEWHERE = {
+    "rescan": "answers a POST with a redirect",
+    "create-token": "answers a POST with the page of settings",
+    "logout": "answers a POST with a redirect",
+    "rollback-confirm": "the question of /rollback/, which opens it as a dialog",
+    "rollback-force": "the question beside a rollback that hangs; templates/confirm.html as the others",
+    "discard-sidecar": "the question beside an unclaimed file; templates/confirm.html as the others",
+    "process-verb": "the view and template of service-verb",
+    "iteration-log": "a download",
+    "service-log": "a download",
+    "process-log": "a download",
+    "process-log-stream": "a stream",
+    "costs-export": "a download",
+    "healthz": "plain text",
+    "readyz": "plain text",
+    "metrics": "plain text",
+    "favicon": "an icon",
+}

@@ -1,0 +1,143 @@
+"""axe-core over every page, light and dark, wide and 360 px, with dialogs open: no violation of WCAG 2.2 AA."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser.pages import PAGES, Walk
+from tests.running import Up, free_port, running, wait_for
+
+AXE = Path(__file__).with_name("vendor") / "axe-core-4.14.1.min.js"
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+# Only colours differ between the themes: the second theme is asked about those alone.
+COLOURS = ["color-contrast", "link-in-text-block"]
+RUN = """async (rules) => {
+  const only = rules.length ? {type: "rule", values: rules}
+    : {type: "tag", values: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa"]};
+  // Nobody reads a page in the middle of a pulse or a fade.
+  for (const animation of document.getAnimations()) animation.cancel();
+  const found = await axe.run(document, {runOnly: only, resultTypes: ["violations"]});
+  return found.violations.flatMap(({id, nodes}) => nodes.map((node) =>
+    `${id}: ${node.target.join(" ")} ${node.html.slice(0, 160)} (${node.failureSummary.split("\\n").at(-1).trim()})`));
+}"""
+
+
+@pytest.fixture(scope="module")
+def andon(tmp_path_factory) -> Iterator[Up]:
+    """One `up --demo` for all, with a service, a rollback and a token; what it started is killed at the end."""
+    up = None
+    try:
+        with running(tmp_path_factory.mktemp("axe"), "--demo", "--pace", "0.4") as up:
+            wait_for(lambda: up.events("iteration."), 60)
+            _furnish(up)
+            yield up
+    finally:
+        for process in _ours(up) if up else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def _furnish(up: Up) -> None:
+    port = free_port()
+    check = {"type": "tcp", "port": port, "timeout_s": 30}
+    spec = {"name": "web", "cmd": "python3", "args": ["-m", "http.server", str(port)], "ports": [port]}
+    spec |= {"healthcheck": check, "restart": "on-failure", "ttl_minutes": 60}
+    broken = {**spec, "name": "api", "args": ["-c", "exit('no database')"], "ports": [], "restart": "never"}
+    for each in (spec, broken):
+        up.post("/api/managed-processes?project=greenhouse", {"specs": [each]})
+    up.post("/api/ralph/birdsong/rollback", {})
+
+
+def _ours(up: Up) -> list[int]:
+    """Return what this `up` has started and still runs: it carries its node's name."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            marker = f"ANDON_SERVICE={up.env['ANDON_NODE']}.".encode()
+            if entry.name.isdigit() and marker in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def pages(chromium, andon: Up) -> Iterator[dict[bool, Page]]:
+    """Two pages for all walks: one of the admin, one of somebody who is not signed in."""
+    contexts = {name: chromium.new_context(base_url=andon.url, viewport=WIDE) for name in (True, False)}
+    both = {name: context.new_page() for name, context in contexts.items()}
+    for page in both.values():
+        page.set_default_timeout(10_000)
+    page = both[True]
+    page.goto(andon.link)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(lambda url: "/login/" not in url)
+    yield both
+    for context in contexts.values():
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def facts(andon: Up) -> dict[str, Any]:
+    rollback = wait_for(lambda: andon.events("rollback."), 20)[0]
+    # The demonstration's loop is the first process, the token that reads the API the first token.
+    event = andon.events("story.")[0]["id"]
+    return {"event": event, "rollback": rollback["payload"]["rollback"], "process": 1, "token": 1}
+
+
+def violations(page: Page, *rules: str) -> list[str]:
+    found: list[str] = page.evaluate(RUN, list(rules))
+    return found
+
+
+@pytest.mark.parametrize("walk", PAGES, ids=str)
+def test_no_page_violates_wcag(pages: dict[bool, Page], facts: dict[str, Any], walk: Walk) -> None:
+    page = pages[walk.signed_in]
+    page.set_viewport_size(WIDE)
+    page.emulate_media(color_scheme="light")
+    answer = page.goto(walk.path.format(**facts))
+    assert answer is not None
+    assert answer.status in ({200} if walk.signed_in else {200, 404})
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = _in_both_themes_and_widths(page)
+    for opener in walk.dialogs:
+        page.set_viewport_size(WIDE)
+        page.locator(opener).first.click()
+        page.locator("dialog[open]").wait_for()
+        found += [f"dialog of {opener}: {each}" for each in _in_both_themes_and_widths(page)]
+        page.keyboard.press("Escape")
+        page.locator("dialog[open]").wait_for(state="detached")
+    assert found == []
+
+
+def _in_both_themes_and_widths(page: Page) -> list[str]:
+    found = [f"light, wide: {each}" for each in violations(page)]
+    page.emulate_media(color_scheme="dark")
+    found += [f"dark, wide: {each}" for each in violations(page, *COLOURS)]
+    page.set_viewport_size(NARROW)
+    found += [f"dark, 360 px: {each}" for each in violations(page)]
+    page.emulate_media(color_scheme="light")
+    found += [f"light, 360 px: {each}" for each in violations(page, *COLOURS)]
+    return found
+
+
+def test_the_list_of_shortcuts_does_not_either(pages: dict[bool, Page]) -> None:
+    page = pages[True]
+    page.set_viewport_size(WIDE)
+    page.goto("/")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    page.keyboard.press("?")
+    page.locator("dialog[open]").wait_for()
+    assert _in_both_themes_and_widths(page) == []
+
+
+def test_axe_finds_what_is_wrong(pages: dict[bool, Page]) -> None:
+    page = pages[True]
+    page.goto("/help/")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    page.evaluate("document.querySelector('main').append(document.createElement('button'))")
+    assert any("button-name" in each for each in violations(page))
