@@ -7,13 +7,15 @@ clients of other boards expect; types are never converted.
 from typing import Annotated, Any
 
 from ninja import Field, Schema
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 Texts = Annotated[list[str], Field(max_length=1000)]
 Dollars = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Body(Schema):
+class Body(BaseModel):
+    """Not a Schema, which reads attributes: a text has a `title` too."""
+
     model_config = ConfigDict(strict=True)
 
 

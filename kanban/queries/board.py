@@ -70,8 +70,8 @@ def _beside(vendor: str, now: int) -> dict[str, str]:
     """Return SQL for what stands on a card beside its task's fields; counts are seeks in indexes, a card at a time."""
     created, started, completed = (seconds(f"tasks.{name}_at", vendor) for name in ("created", "started", "completed"))
     ages = {
-        "created_age_seconds": f"{now} - {created}",
-        "started_age_seconds": f"{now} - {started}",
+        "created_age_seconds": _at_least_0(f"{now} - {created}", vendor),
+        "started_age_seconds": _at_least_0(f"{now} - {started}", vendor),
         "time_to_complete_seconds": f"{completed} - COALESCE({started}, {created})",
     }
     counts = {
@@ -90,6 +90,11 @@ def _beside(vendor: str, now: int) -> dict[str, str]:
         # Out of a subquery SQLite would take it for a text.
         "progress": f"json({progress})" if vendor == "sqlite" else progress,
     }
+
+
+def _at_least_0(number: str, vendor: str) -> str:
+    """Return SQL for an age, of which the clocks of two hosts may make less than nothing; null stays null."""
+    return f"max(0, {number})" if vendor == "sqlite" else f"CASE WHEN {number} < 0 THEN 0 ELSE {number} END"
 
 
 def _menus(only: str, *, include_archived: bool) -> tuple[list[str], list[str]]:

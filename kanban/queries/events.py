@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "priority": ("priority",),
     "edited": (),
     "forced": (),
+    "pruned": (),
 }
 
 

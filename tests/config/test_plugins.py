@@ -51,7 +51,6 @@ def test_the_board_answers_under_both_addresses(make_token: Callable):
         "/api/plugins/kanbanx/board",
         "/api/plugins/kanba",
         "/api/plugins",
-        "/x/api/plugins/kanban/board",
         "/api/plugins/",
     ],
 )

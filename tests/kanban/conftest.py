@@ -42,3 +42,11 @@ def make_task_in(db: None) -> Callable:
 def make_run(db: None) -> Callable:
     """Return a run whose worker is at work: `make_run(task)`."""
     return rows.started
+
+
+@pytest.fixture
+def ask(client_of: Callable) -> Callable:
+    """Return a client of REST with a token of a role: `ask("operator", project="demo")`."""
+    from tests.kanban.asking import Asker
+
+    return lambda role="operator", **options: Asker(client_of(role, **options))
