@@ -79,6 +79,16 @@ LEGEND: list[tuple[Any, list[Sign]]] = [
         ],
     ),
     (
+        _("Stops of a loop"),
+        [
+            Sign("asked", _("Somebody asked for it; the worker has not begun.")),
+            Sign("ending", _("The loop was asked to end.")),
+            Sign("stopped", _("It has ended by itself.")),
+            Sign("killed", _("It did not end in time and was killed.")),
+            Sign("refused", _("It could not be stopped; the reason stands beside it.")),
+        ],
+    ),
+    (
         _("Workers"),
         [
             Sign("ticking", _("It has told of itself within 15 seconds.")),
@@ -91,6 +101,7 @@ LEGEND: list[tuple[Any, list[Sign]]] = [
 PAGES: list[tuple[str, Any, Any]] = [
     ("/", _("Home"), _("What needs you now, what runs, what it costs, what happened last.")),
     ("/projects/", _("Projects"), _("Every project with its stories and its loop: start, stop, budget, roll back.")),
+    ("/kanban/", _("Board"), _("The work to be done: what waits, what runs, what needs a person; who does it.")),
     ("/services/", _("Services"), _("What agents need while they work: health, ports, logs, start, stop, extend.")),
     ("/costs/", _("Costs"), _("What was spent by day, project, story and model; what is unknown is never 0.")),
     ("/events/", _("Events"), _("Everything that happened, newest first, with who did it.")),

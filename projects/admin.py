@@ -8,11 +8,13 @@ from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from projects import access, importer
-from projects.bench import ByRole, ReadOnly
+from projects import access, importer, queries
+from projects.bench import ByRole, ReadOnly, state_badge
 from projects.errors import DomainError
 from projects.events import writing
 from projects.models import (
@@ -45,10 +47,19 @@ class EventFloorAdmin(ReadOnly):
 
 @admin.register(Project)
 class ProjectAdmin(ReadOnly):
-    list_display = ("slug", "title", "ralph", "running", "total", "passed", "failed", "error", "page_link")
+    list_display = ("slug", "title", "badge", "total", "passed", "failed", "blocked", "error", "page_link")
     list_filter = ("ralph", "running", "node")
     search_fields = ("slug", "title", "path")
     actions = ("read_again",)
+
+    @admin.display(description=_("status"))
+    def badge(self, row: Project) -> str:
+        return state_badge(queries.status_of(row))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
+        rows = super().get_queryset(request)
+        is_list = request.resolver_match is not None and str(request.resolver_match.url_name).endswith("_changelist")
+        return rows.defer(*queries.LIGHT) if is_list else rows
 
     @admin.action(description=_("Read the files of the selected projects again"))
     def read_again(self, request: HttpRequest, rows: QuerySet[Project]) -> None:
@@ -59,10 +70,14 @@ class ProjectAdmin(ReadOnly):
 
 @admin.register(Story)
 class StoryAdmin(ReadOnly):
-    list_display = ("key", "project", "title", "state", "priority", "retries", "page_link")
+    list_display = ("key", "project", "title", "badge", "priority", "retries", "page_link")
     list_filter = ("state",)
     search_fields = ("key", "title", "project__slug")
     list_select_related = ("project",)
+
+    @admin.display(description=_("state"), ordering="state")
+    def badge(self, row: Story) -> str:
+        return state_badge(row.state)
 
 
 @admin.register(Iteration)
@@ -85,24 +100,34 @@ class UsageEntryAdmin(ReadOnly):
 class LoopStopAdmin(ReadOnly):
     """Who asked for a loop to be stopped, and what came of it."""
 
-    list_display = ("id", "project", "status", "asked_by", "asked_at", "ended_at", "pid", "code")
+    list_display = ("id", "project", "badge", "asked_by", "asked_at", "ended_at", "pid", "code", "page_link")
     list_filter = ("status",)
     search_fields = ("project", "asked_by", "code")
 
     def page_link(self, row: LoopStop) -> str:
-        return ""
+        return format_html('<a href="{}">{}</a>', reverse("project", args=[row.project]), _("open"))
 
 
 @admin.register(Rollback)
 class RollbackAdmin(ReadOnly):
-    list_display = ("id", "project", "status", "story_key", "reverted_commit", "asked_by", "code", "page_link")
+    list_display = ("id", "project", "badge", "story_key", "reverted_commit", "asked_by", "code", "page_link")
     list_filter = ("status",)
     search_fields = ("project", "story_key", "reverted_commit", "new", "code", "asked_by")
 
 
 @admin.register(ApiToken)
 class ApiTokenAdmin(ReadOnly):
-    list_display = ("name", "role", "project", "hint", "created_by", "expires_at", "revoked_at", "last_used_at")
+    list_display = (
+        "name",
+        "role",
+        "project",
+        "hint",
+        "created_by",
+        "expires_at",
+        "revoked_at",
+        "last_used_at",
+        "page_link",
+    )
     search_fields = ("name", "project")
     list_filter = ("role",)
     actions = ("revoke",)
@@ -117,7 +142,7 @@ class ApiTokenAdmin(ReadOnly):
                 messages.error(request, refusal.detail)
 
     def page_link(self, row: Any) -> str:
-        return ""
+        return format_html('<a href="{}">{}</a>', reverse("settings"), _("open"))
 
 
 @admin.register(SignInLink)

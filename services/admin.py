@@ -9,7 +9,9 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from projects import access
@@ -29,7 +31,7 @@ class ForceForm(forms.Form):
 
 @admin.register(WorkerHost)
 class WorkerHostAdmin(ReadOnly):
-    list_display = ("node", "host_name", "status", "tick_at", "started_at", "pid", "version", "watching")
+    list_display = ("node", "host_name", "badge", "tick_at", "started_at", "pid", "version", "watching", "page_link")
 
     actions = ("forget",)
 
@@ -44,8 +46,10 @@ class WorkerHostAdmin(ReadOnly):
             except DomainError as refusal:
                 messages.error(request, refusal.detail)
 
+    search_fields = ("node", "host_name")
+
     def page_link(self, row: WorkerHost) -> str:
-        return ""
+        return format_html('<a href="{}">{}</a>', reverse("system"), _("open"))
 
 
 @admin.register(ManagedProcess)
@@ -56,7 +60,7 @@ class ManagedProcessAdmin(ReadOnly):
         "project",
         "name",
         "purpose",
-        "status",
+        "badge",
         "since",
         "pid",
         "generation",
@@ -69,6 +73,11 @@ class ManagedProcessAdmin(ReadOnly):
     search_fields = ("project", "name", "cmd", "owner_wi", "owner_agent")
     ordering = ("project", "name")
     actions = ("start", "stop", "kill", "restart", "extend_an_hour", "force")
+    action_groups = {
+        _("Run"): ("start", "restart", "extend_an_hour"),
+        _("End"): ("stop", "kill"),
+        _("Last resort"): ("force",),
+    }
     fieldsets = (
         (
             None,

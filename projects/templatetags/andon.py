@@ -43,6 +43,8 @@ WORDS = {
     "expired": gettext_lazy("Expired"),
     "lost": gettext_lazy("Lost"),
     "asked": gettext_lazy("Asked"),
+    "ending": gettext_lazy("Ending"),
+    "killed": gettext_lazy("Killed"),
     "applying": gettext_lazy("Being done"),
     "refused": gettext_lazy("Refused"),
     "undone": gettext_lazy("Undone"),

@@ -129,3 +129,49 @@ def test_a_host_that_is_gone_is_forgotten_with_its_projects_one_that_ticks_is_no
     client.post("/admin/services/workerhost/", data)
     assert Project.objects.count() == WorkerHost.objects.count() == 0
     assert Event.objects.get(kind="worker.forgotten").payload["projects"] == 1
+
+
+def test_states_look_as_on_pages_and_each_row_leads_to_its_page(sign_in, imported):
+    imported("demo", states=("passed", "blocked"))
+    client = sign_in("admin")
+    stories = client.get("/admin/projects/story/").content.decode()
+    assert 'class="status" data-status="passed"' in stories
+    assert 'href="/projects/demo/stories/US-001/"' in stories
+    assert 'data-status="blocked"' in client.get("/admin/projects/project/").content.decode()
+    home = client.get("/admin/").content.decode()
+    for url in ("/", "/projects/", "/services/", "/events/", "/system/"):
+        assert f'href="{url}"' in home
+
+
+def test_actions_stand_in_groups_and_none_is_left_out(sign_in):
+    for model, bench in admin.site._registry.items():
+        grouped = [name for names in getattr(bench, "action_groups", {}).values() for name in names]
+        assert len(grouped) == len(set(grouped)), model
+        assert set(grouped) <= {str(action) for action in bench.actions}, model
+    text = sign_in("admin").get("/admin/services/managedprocess/").content.decode()
+    if "optgroup" in text:
+        assert text.index('label="Run"') < text.index('label="End"') < text.index('label="Last resort"')
+
+
+def test_whatever_is_listed_can_be_searched(sign_in):
+    without = {"EventFloor", "SignInLink", "Preference"}
+    ours = [model for model in admin.site._registry if model._meta.app_label in {"projects", "services"}]
+    missing = {model.__name__ for model in ours if not admin.site._registry[model].search_fields}
+    assert missing <= without
+    client = sign_in("admin")
+    for model in ours:
+        path = f"/admin/{model._meta.app_label}/{model._meta.model_name}/?q=demo"
+        assert client.get(path, follow=True).status_code == 200, path
+
+
+def test_the_event_log_is_only_read(sign_in, imported):
+    imported("demo")
+    event = Event.objects.order_by("id")[0]
+    client = sign_in("admin")
+    path = f"/admin/projects/event/{event.pk}/"
+    assert f'href="{event.url or event.get_absolute_url()}"' in client.get("/admin/projects/event/").content.decode()
+    assert client.get(path + "change/").status_code == 200
+    for address, data in ((path + "change/", {"kind": "x.y"}), (path + "delete/", {"post": "yes"})):
+        assert client.post(address, data).status_code == 403
+    client.post("/admin/projects/event/", {"action": "delete_selected", "_selected_action": [event.pk]})
+    assert Event.objects.get(pk=event.pk).kind == event.kind

@@ -6,9 +6,10 @@ import pytest
 from django.utils import timezone
 
 from config import guide, search
+from kanban import states as kanban
 from projects.events import SWEEP, record, writing
 from projects.models import Event
-from projects.states import ProjectStatus, RollbackStatus, StoryState
+from projects.states import ProjectStatus, RollbackStatus, StopStatus, StoryState
 from projects.templatetags.andon import WORDS
 from services.models import ManagedProcess
 from services.states import HostStatus, Purpose, Status
@@ -72,7 +73,7 @@ class TestSearch:
             for number in range(30):
                 record("bench.x", f"bench:{number:03}", by=SWEEP, now=timezone.now())
         first = Event.objects.order_by("id")[0]
-        assert [hit.url for kind in search.search(f"#{first.pk}") for hit in kind.hits][0] == first.get_absolute_url()
+        assert search.search(f"#{first.pk}")[0].hits[0].url == first.get_absolute_url()
         monkeypatch.setattr(search, "EVENTS_LOOKED_THROUGH", 5)
         assert len(found("bench:000")["events"]) == 1
         assert found("bench:00") == {}
@@ -120,13 +121,13 @@ class TestSearch:
 class TestHelp:
     def test_explains_every_state_by_shape_word_and_colour(self, sign_in):
         shapes = set(re.findall(r'<symbol id="([a-z_]+)"', (ROOT / "config/static/img/status.svg").read_text()))
-        colours = (ROOT / "config/static/css/components.css").read_text()
+        colours = (ROOT / "config/static/css/tokens.css").read_text()
         explained = {sign.status for _label, signs in guide.LEGEND for sign in signs}
         assert explained <= shapes
         assert explained <= set(WORDS)
         neutral = {"asked", "undone"}
         assert {status for status in explained - neutral if f'[data-status="{status}"]' not in colours} == set()
-        for machine in (ProjectStatus, StoryState, RollbackStatus, HostStatus, Status):
+        for machine in (ProjectStatus, StoryState, RollbackStatus, StopStatus, HostStatus, Status, kanban.Status):
             assert {str(each) for each in machine} <= explained, machine
 
     def test_names_shortcuts_pages_and_where_to_ask_further(self, sign_in):
