@@ -106,10 +106,11 @@ def spawn(row: ManagedProcess, kernel: Kernel, *, now: datetime) -> Identity:
 
     Raises CannotStart with the reason: `port-conflict (…)`, a missing program or directory, a log not to be opened.
     """
-    argv, cwd, env = check(row), row.cwd, environment(row)
+    argv, cwd, env, name = check(row), row.cwd, environment(row), row.cmd
     if make := prepare.get(row.purpose):
         made = make(row)
         argv, cwd, env = list(made.argv), made.cwd, {**env, **made.env, MARKER: env[MARKER]}
+        name = argv[0]
     if busy := kernel.listeners(row.ports):
         port, holder = min(busy.items())
         raise CannotStart(reasons.port_conflict(port, describe(holder)))
@@ -121,7 +122,7 @@ def spawn(row: ManagedProcess, kernel: Kernel, *, now: datetime) -> Identity:
         note(log, f"generation {row.generation} starts {now:%Y-%m-%dT%H:%M:%SZ}")
         return kernel.spawn(argv, cwd=cwd, env=env, log_fd=log)
     except (OSError, ValueError) as error:
-        reason = f"{argv[0]} could not be started: {getattr(error, 'strerror', None) or error}"
+        reason = f"{name} could not be started: {getattr(error, 'strerror', None) or error}"
         note(log, reason)
         raise CannotStart(reason) from None
     finally:
@@ -137,7 +138,7 @@ def note(log: int, text: str) -> None:
 
 
 def tail(row: ManagedProcess, lines: int = 20, size: int = 2048) -> str:
-    """Return the last lines of a process's log as inert text, "" when there is none; at most `size` characters."""
+    """Return the last lines that a process printed as inert text, "" when there are none; at most `size` characters."""
     try:
         fd = logs.open_for_reading(LOG_FOLDER, row.log_name)
     except OSError:
@@ -146,7 +147,8 @@ def tail(row: ManagedProcess, lines: int = 20, size: int = 2048) -> str:
         chunk = logs.tail_bytes(fd, tail=size, head=row.log_head)
     finally:
         os.close(fd)
-    return "\n".join(logs.plain(chunk.text).splitlines()[-lines:])[-size:]
+    printed = [line for line in logs.plain(chunk.text).splitlines() if not line.startswith("--- andon: ")]
+    return "\n".join(printed[-lines:])[-size:]
 
 
 def log_file(row: ManagedProcess) -> tuple[int, int] | None:

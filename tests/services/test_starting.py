@@ -212,6 +212,11 @@ class TestTail:
         self.write(world, row, b"".join(b"line %d\n" % number for number in range(50)))
         assert starting.tail(row).splitlines() == [f"line {number}" for number in range(30, 50)]
 
+    def test_what_andon_itself_wrote_into_it_is_left_out(self, world: World) -> None:
+        row = declared(world)
+        self.write(world, row, b"--- andon: generation 1 starts ---\nboom\n--- andon: rotated ---\n")
+        assert starting.tail(row) == "boom"
+
     def test_at_most_two_kilobytes(self, world: World) -> None:
         row = declared(world)
         self.write(world, row, "ä".encode() * 10_000)
