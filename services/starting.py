@@ -17,7 +17,6 @@ from services.specs import reasons
 from services.states import Purpose, Status
 
 
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What a process is started with, made by its host: all of `env` beside what every program needs."""

@@ -90,7 +90,8 @@ def declare(
             if row is not None and row.is_live:
                 row = _replace(row, about, wi=wi, by=by, now=now)
             else:
-                named = {"name": spec["name"], "purpose": Purpose.SERVICE, "project": project.slug, "node": project.node}
+                named = {"name": spec["name"], "purpose": Purpose.SERVICE}
+                named |= {"project": project.slug, "node": project.node}
                 row = _reserve(row, named, about, by=by, now=now)
                 is_more = True
             fresh.append(row)
