@@ -65,12 +65,13 @@ class Subscription(models.Model):
         return webhooks.endpoint(self.address).origin
 
     def wants(self, row: dict[str, Any]) -> bool:
-        """Say whether an event is to be told; never one about itself, which would go on for ever."""
+        """Say whether an event is to be told; never one about itself, which would go on for ever, nor old history."""
         return bool(
             row["kind"].startswith(self.kind)
             and row["subject"].startswith(self.about)
             and (not self.project or row["project"] == self.project)
             and row["subject"] != self.subject
+            and not row["payload"].get("imported")
         )
 
 

@@ -124,3 +124,29 @@ def test_options_of_a_database_url_are_kept():
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert "'sslmode': 'verify-full'" in done.stdout
     assert "'pool'" in done.stdout
+
+
+def test_where_notices_may_go(base):
+    found = read(base)
+    assert (found.webhook_hosts, found.email_url, found.email_from) == (frozenset(), "", "")
+    base |= {"ANDON_WEBHOOK_HOSTS": "Hook.lan, ::1", "EMAIL_URL": "smtp+tls://u%40x:pw@mail.example.org:587"}
+    found = read(base | {"ANDON_EMAIL_FROM": "andon@example.org"})
+    assert found.webhook_hosts == {"hook.lan", "::1"}
+    assert (found.email_url, found.email_from) == (base["EMAIL_URL"], "andon@example.org")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("EMAIL_URL", "mail.example.org"),
+        ("EMAIL_URL", "http://user:sesame@mail.example.org/"),
+        ("EMAIL_URL", "smtp://user:sesame@two@hosts/x"),
+        ("ANDON_EMAIL_FROM", "Andon <andon@example.org>"),
+        ("ANDON_WEBHOOK_HOSTS", "http://hook.lan/"),
+    ],
+)
+def test_nonsense_about_notices_is_refused_without_its_password(base, name, text):
+    with pytest.raises(Nonsense) as caught:
+        read(base | {name: text})
+    assert name in str(caught.value)
+    assert "sesame" not in str(caught.value)
