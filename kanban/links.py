@@ -57,8 +57,9 @@ def dependants(task_ids: Collection[str]) -> int:
 _LINKS = Link._meta.db_table  # noqa: SLF001 (Django's documented way to a table's name)
 _TASKS = Link._meta.get_field("parent").related_model._meta.db_table  # noqa: SLF001
 _ANCESTORS = (
-    "WITH RECURSIVE above(id) AS (SELECT %s UNION "  # noqa: S608 (constants only)
-    f"SELECT links.parent_id FROM {_LINKS} links JOIN above ON links.child_id = above.id) "
+    # PostgreSQL wants one type on both sides.
+    "WITH RECURSIVE above(id) AS (SELECT CAST(%s AS text) UNION "  # noqa: S608 (constants only)
+    f"SELECT CAST(links.parent_id AS text) FROM {_LINKS} links JOIN above ON links.child_id = above.id) "
     "SELECT 1 FROM above WHERE id = %s LIMIT 1"
 )
 _DEPENDANTS = (

@@ -109,8 +109,9 @@ def _step_out(task: Task, verb: str, *, now: datetime, **fields: Any) -> None:
 def move_to(task: Task, target: str, *, by: By, now: datetime) -> Task:
     """Put a task where a person dragged it: triage, todo or ready.
 
-    To ready with open parents they are waived (task.forced); to todo without open parents it is held there. Refuses
-    (Conflict) `illegal-transition`, of a running task too: release it first. Records task.status, or task.forced.
+    To ready with open parents they are waived (task.forced); to todo without open parents it is held there. One that
+    was blocked is forgiven, as by unblock. Refuses (Conflict) `illegal-transition`, of a running task too: release it
+    first. Records task.status, or task.forced.
     """
     with writing():
         task = locked(task.pk)
@@ -123,6 +124,8 @@ def move_to(task: Task, target: str, *, by: By, now: datetime) -> Task:
             "parents_waived": target == Status.READY and bool(waiting),
             "held": target == Status.TODO and not waiting,
         }
+        if task.status == Status.BLOCKED:
+            fields |= FORGIVEN
         if was_closed:
             _step_out(task, verb, now=now, **fields)
         else:
@@ -152,9 +155,9 @@ def force(task: Task, target: str, *, reason: str, by: By, now: datetime) -> Tas
         task = locked(task.pk)
         before, name = task.status, task.run_name
         end_run(task, Outcome.RELEASED, error=text, by=by, now=now)
-        fields: dict[str, Any] = {"parents_waived": True}
+        fields: dict[str, Any] = {"parents_waived": True, "held": False}
         if target == Status.BLOCKED:
-            fields = {"block_kind": BlockKind.NEEDS_INPUT, "block_reason": text, "blocked_by": by.name}
+            fields = {"held": False, "block_kind": BlockKind.NEEDS_INPUT, "block_reason": text, "blocked_by": by.name}
         _step_out(task, f"force_{target}", now=now, **fields)
         told = {"reason": text, "was": before, "status": target}
         tell(task, "forced", by=by, now=now, run=name, **told)

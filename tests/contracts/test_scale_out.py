@@ -1,4 +1,4 @@
-"""The suite on PostgreSQL and Redis, without the services' part. Runs first, beside the embedded half."""
+"""The suite on PostgreSQL and Redis, without the services' and the kanban's parts. Runs first, beside the embedded half."""
 
 import os
 from pathlib import Path
@@ -17,10 +17,12 @@ ELSEWHERE = (
     "tests/journeys/test_loops.py",
     "tests/journeys/test_loop_stops.py",
 )
+# tests/contracts/test_scale_out_kanban.py runs these.
+KANBAN = ("tests/kanban", "tests/journeys/test_kanban.py")
 
 
 @pytest.mark.skipif("DATABASE_URL" in os.environ, reason="this is the half on PostgreSQL already")
 def test_the_suite_passes_on_postgresql_and_redis(tmp_path: Path, record_property):
     need_servers()
-    words = [f"--ignore={path}" for path in ELSEWHERE]
+    words = [f"--ignore={path}" for path in (*ELSEWHERE, *KANBAN)]
     record_property("summary", run("andon_suite", words, WHOLE, tmp_path, least=1200))

@@ -229,6 +229,18 @@ class TestMoveTo:
         moved = lifecycle.move_to(task, Status.TODO, by=ANNA, now=now)
         assert (moved.held, moved.parents_waived) == (False, False)
 
+    def test_what_was_blocked_is_forgiven(self, now: datetime) -> None:
+        task = rows.blocked("breaker", now=now)
+        assert rows.fresh(task).failures == 1
+        lifecycle.move_to(task, Status.TODO, by=ANNA, now=now)
+        kept = rows.fresh(task)
+        assert (kept.failures, kept.block_kind, kept.blocked_by) == (0, "", "")
+
+    def test_what_is_forced_is_held_no_more(self, now: datetime) -> None:
+        task = rows.task()
+        lifecycle.move_to(task, Status.TODO, by=ANNA, now=now)
+        assert lifecycle.force(task, Status.BLOCKED, reason="x", by=ANNA, now=now).held is False
+
     @pytest.mark.parametrize("target", [Status.TRIAGE, Status.TODO, Status.READY])
     def test_not_what_runs(self, target: Status, now: datetime) -> None:
         task = rows.in_status(Status.RUNNING)
