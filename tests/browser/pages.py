@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Walk:
     """One page: the name of its URL, an address, and what is clicked to open each of its dialogs.
 
-    The address may hold what only a running Andon knows: {event} {rollback} {process} {token}.
+    The address may hold what only a running Andon knows, in braces: the facts of tests/browser/furnished.py.
     """
 
     name: str
@@ -46,11 +46,25 @@ PAGES = (
     Walk("service", "/services/greenhouse/web/", ("a[href$='/stop/']", "a[href$='/kill/']")),
     Walk("service-verb", "/services/greenhouse/web/stop/"),
     Walk("process", "/services/~/{process}/"),
+    Walk("kanban", "/kanban/"),
+    Walk("kanban", "/kanban/?lanes=1&archived=1&switches=1"),
+    Walk("task-list", "/kanban/list/"),
+    Walk("profiles", "/kanban/profiles/"),
+    Walk("profile-pause", "/kanban/profiles/demo/pause/"),
+    Walk("task-new", "/kanban/tasks/new/"),
+    Walk("task", "/kanban/tasks/{task}/", ("main a[data-dialog]",)),
+    Walk("task", "/kanban/tasks/{blocked}/"),
+    Walk("task-move", "/kanban/tasks/{blocked}/move/"),
+    Walk("task-verb", "/kanban/tasks/{blocked}/archive/"),
+    Walk("run", "/runs/{run}/"),
     Walk("costs", "/costs/?days=90"),
     Walk("events", "/events/"),
     Walk("event", "/events/{event}/"),
     Walk("system", "/system/"),
     Walk("settings", "/settings/", ("a[href$='/revoke/']",)),
+    Walk("notices", "/settings/notices/"),
+    Walk("notice", "/settings/notices/{notice}/"),
+    Walk("notice-delete", "/settings/notices/{notice}/delete/"),
     Walk("set-password", "/settings/password/"),
     Walk("revoke-token", "/settings/tokens/{token}/revoke/"),
     Walk("login", "/login/", signed_in=False),
@@ -74,6 +88,19 @@ ELSEWHERE = {
     "process-log": "a download",
     "process-log-stream": "a stream",
     "costs-export": "a download",
+    "task-export": "a download",
+    "profile-resume": "answers a POST with a redirect",
+    "dispatch-pause": "answers a POST with a redirect",
+    "dispatch-resume": "answers a POST with a redirect",
+    "kanban-nudge": "answers a POST with a redirect",
+    "kanban-sample": "answers a POST with a redirect",
+    "kanban-bulk": "the board's own bar, and a page of results built like templates/kanban/ask.html",
+    "kanban-undo": "answers a POST with a redirect",
+    "task-comment": "answers a POST with a redirect",
+    "task-link": "answers a POST with a redirect",
+    "task-unlink": "answers a POST with a redirect",
+    "notice-verb": "answers a POST with a redirect",
+    "notice-again": "answers a POST with a redirect",
     "healthz": "plain text",
     "readyz": "plain text",
     "metrics": "plain text",

@@ -1,8 +1,5 @@
 """axe-core over every page, light and dark, wide and 360 px, with dialogs open: no violation of WCAG 2.2 AA."""
 
-import contextlib
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +7,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from tests.browser.furnished import ENV, end, furnish
 from tests.browser.pages import PAGES, Walk
-from tests.running import Up, free_port, running, wait_for
+from tests.running import Up, running, wait_for
 
 AXE = Path(__file__).with_name("vendor") / "axe-core-4.14.1.min.js"
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
@@ -30,39 +28,20 @@ RUN = """async (rules) => {
 
 @pytest.fixture(scope="module")
 def andon(tmp_path_factory) -> Iterator[Up]:
-    """One `up --demo` for all, with a service, a rollback and a token; what it started is killed at the end."""
+    """One `up --demo` for all; what it started is killed at the end."""
     up = None
     try:
-        with running(tmp_path_factory.mktemp("axe"), "--demo", "--pace", "0.4") as up:
-            wait_for(lambda: up.events("iteration."), 60)
-            _furnish(up)
+        with running(tmp_path_factory.mktemp("axe"), "--demo", "--pace", "0.4", env=ENV) as up:
             yield up
     finally:
-        for process in _ours(up) if up else []:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        if up:
+            end(up)
 
 
-def _furnish(up: Up) -> None:
-    port = free_port()
-    check = {"type": "tcp", "port": port, "timeout_s": 30}
-    spec = {"name": "web", "cmd": "python3", "args": ["-m", "http.server", str(port)], "ports": [port]}
-    spec |= {"healthcheck": check, "restart": "on-failure", "ttl_minutes": 60}
-    broken = {**spec, "name": "api", "args": ["-c", "exit('no database')"], "ports": [], "restart": "never"}
-    for each in (spec, broken):
-        up.post("/api/managed-processes?project=greenhouse", {"specs": [each]})
-    up.post("/api/ralph/birdsong/rollback", {})
-
-
-def _ours(up: Up) -> list[int]:
-    """Return what this `up` has started and still runs: it carries its node's name."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            marker = f"ANDON_SERVICE={up.env['ANDON_NODE']}.".encode()
-            if entry.name.isdigit() and marker in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-    return found
+@pytest.fixture(scope="module")
+def facts(andon: Up) -> dict[str, Any]:
+    wait_for(lambda: andon.events("iteration."), 90)
+    return furnish(andon)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +58,6 @@ def pages(chromium, andon: Up) -> Iterator[dict[bool, Page]]:
     yield both
     for context in contexts.values():
         context.close()
-
-
-@pytest.fixture(scope="module")
-def facts(andon: Up) -> dict[str, Any]:
-    rollback = wait_for(lambda: andon.events("rollback."), 20)[0]
-    # The demonstration's loop is the first process, the token that reads the API the first token.
-    event = andon.events("story.")[0]["id"]
-    return {"event": event, "rollback": rollback["payload"]["rollback"], "process": 1, "token": 1}
 
 
 def violations(page: Page, *rules: str) -> list[str]:
