@@ -1,6 +1,6 @@
 """REST of notices (mounted at /api/kanban/subscriptions): who is told of which events, and what became of it."""
 
-from typing import Any
+from typing import Any, Literal
 
 from django.http import HttpRequest
 from django.utils import timezone
@@ -160,7 +160,7 @@ def resume(request: HttpRequest, number: int) -> dict[str, Any]:
 def deliveries(
     request: HttpRequest,
     number: int,
-    status: str = Query("", max_length=20),
+    status: Literal["", "pending", "delivered", "dead"] = "",
     before: int = Query(0, ge=0, le=2**62),
 ) -> dict[str, Any]:
     """What was and is to be sent, newest first, 100 at once; `before` the id of the last one goes on."""

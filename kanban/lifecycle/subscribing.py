@@ -44,7 +44,7 @@ def subscribe(
     where = _address(target, address.strip())
     key = _key(target, secret)
     beginnings = (_beginning(kind, "kind", 64), _beginning(about, "subject", 200))
-    if project and not Project.objects.filter(slug=project).exists():
+    if project and not (project.isprintable() and Project.objects.filter(slug=project).exists()):
         raise Rejected("unknown-project", "No project has this slug.")
     with writing():
         if Subscription.objects.count() >= MOST_SUBSCRIPTIONS:

@@ -44,6 +44,8 @@ class TestRest:
         assert make(client, address="http://10.0.0.1/").json()["error"] == "invalid-address"
         assert make(client, target="email", address="a@example.org").json()["error"] == "no-email"
         assert client.post(URL, {}, content_type="application/json").status_code == 422
+        for name in ("project", "kind", "subject", "secret", "target"):
+            assert make(client, **{name: "a\x00\ud800b"}).status_code in {400, 422}
         assert make(client).status_code == 201
         assert make(client).status_code == 409
 
@@ -94,6 +96,8 @@ class TestRest:
         assert again.json()["delivery"]["status"] == "pending"
         assert client.post(f"{URL}/{number}/deliveries/{dead.pk}/send-again").status_code == 409
         assert client.post(f"{URL}/{number}/deliveries/999/send-again").status_code == 404
+        assert client.get(f"{URL}/{number}/deliveries?status=%00").status_code == 422
+        assert client.get(f"{URL}/{10**30}/deliveries").status_code == 404
         with django_assert_max_num_queries(3):
             client.get(f"{URL}/{number}/deliveries")
 
