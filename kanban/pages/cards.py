@@ -158,7 +158,8 @@ def _card(
     elif task.status == Status.BLOCKED:
         status, label = BLOCKS.get(task.block_kind, ("blocked", task.block_kind))
         card.chips.append(Chip(status, label, task.unblock_at))
-        card.reason = task.block_reason
+        is_broken = task.block_kind == BlockKind.BREAKER
+        card.reason = task.block_reason.partition("\n")[0] if is_broken else task.block_reason
     elif task.status == Status.READY:
         _mark_ready(card, task, profile, is_spawnable=is_spawnable, now=now)
     elif task.status == Status.TODO and task.held:
@@ -166,7 +167,7 @@ def _card(
     if is_lingering:
         card.chips.append(Chip("stopping", _("Stopping the old worker")))
     if task.failures and not card.reason:
-        card.reason = task.last_error
+        card.reason = task.last_error.partition("\n")[0]
     return card
 
 

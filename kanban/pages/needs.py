@@ -125,13 +125,18 @@ def _of_task(row: Row, severity: str, title: str, reason: str, *, mark: str, **r
     return found
 
 
+def _line(text: str) -> str:
+    # What its worker printed last stands below.
+    return text.partition("\n")[0]
+
+
 def _blocked(row: Row) -> dict[str, Any]:
     if row.kind == BlockKind.BREAKER:
         return _of_task(
             row,
             "special",
             _("the breaker is open"),
-            ngettext("%d failure.", "%d failures.", row.failures) % row.failures + f" {row.reason}",
+            f"{ngettext('%d failure.', '%d failures.', row.failures) % row.failures} {_line(row.reason)}",
             mark="breaker",
             post=("unblock", _("Retry")),
         )
@@ -166,7 +171,7 @@ def _stranded(row: Row) -> dict[str, Any]:
 
 def _failed(row: Row) -> dict[str, Any]:
     tries = ngettext("It failed %d time and is tried again.", "It failed %d times and is tried again.", row.failures)
-    reason = f"{tries % row.failures} {row.reason}".strip()
+    reason = f"{tries % row.failures} {_line(row.reason)}".strip()
     return _of_task(row, "bad", _("the last run failed"), reason, mark="crashed", post=("todo", _("Hold")))
 
 

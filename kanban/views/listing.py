@@ -48,6 +48,7 @@ def index(request: HttpRequest) -> HttpResponse:
     tasks = list(shown.object_list)
     for each in tasks:
         each.level, each.quiet = cards.staleness(each, now)
+        each.said = (each.block_reason if each.status == Status.BLOCKED else each.last_error).partition("\n")[0]
     counted, facets = board.tallies(wanted, Status.values)
     context = {
         "tasks": tasks,
