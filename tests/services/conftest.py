@@ -8,8 +8,8 @@ import pytest
 
 from projects import undoing
 from projects.models import Project
-from services import loops, orders, supervisor
-from services.lifecycle import on_end
+from services import loops, orders, starting, supervisor
+from services.lifecycle import on_end, on_start
 from services.models import ManagedProcess
 from tests.services.repository import commit, flip, git
 from tests.services.rows import play_worker, tick
@@ -23,12 +23,16 @@ def demo_project(workspace: Path, db: None) -> Project:
 
 @pytest.fixture
 def world(demo_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    before = dict(on_end)
-    on_end.clear()
+    # What the apps above hang in, which belongs to no fake machine.
+    hooks: list[dict[str, Any]] = [on_start, on_end, starting.prepare]
+    before = [dict(each) for each in hooks]
+    for each in hooks:
+        each.clear()
     made = World(monkeypatch, demo_project, tmp_path / "logs")
     yield made
-    on_end.clear()
-    on_end.update(before)
+    for each, kept in zip(hooks, before, strict=True):
+        each.clear()
+        each.update(kept)
     supervisor.install(None)
     assert made.kernel.strangers_signalled() == []
 

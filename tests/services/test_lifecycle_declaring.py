@@ -247,6 +247,51 @@ class TestLaunch:
         world.project.missing_since = world.now
         refused(world, world.launch, "project-missing")
 
+    def test_without_a_project_it_runs_on_the_node_that_is_named(self, world: World) -> None:
+        about: dict[str, Any] = {"argv": ["agent"], "cwd": "/", "env": {}, "by": ANNA, "now": world.now}
+        row = lifecycle.launch(None, "t-1", Purpose.WORKER, node=world.kernel.host, **about)
+        assert (row.project, row.node, row.status) == ("", world.kernel.host, Status.STARTING)
+        world.tell([row])
+        assert world.status(row) == Status.RUNNING
+        refused(
+            world,
+            lambda: lifecycle.launch(None, "t-1", Purpose.WORKER, node=world.kernel.host, **about),
+            "name-already-active",
+        )
+        refused(
+            world, lambda: lifecycle.launch(None, "t-2", Purpose.WORKER, node="n9", **about), "no-worker", Unavailable
+        )
+        refused(world, lambda: lifecycle.launch(None, "t-2", Purpose.WORKER, **about), "no-worker", Unavailable)
+
+    def test_a_projects_node_is_taken_whatever_is_named(self, world: World) -> None:
+        assert world.launch(node="n9").node == world.kernel.host
+
+    def test_its_start_and_its_end_are_told_upward_in_their_transaction(self, world: World) -> None:
+        told: list[tuple[str, int, str]] = []
+        on_start, on_end = lifecycle.on_start, lifecycle.on_end
+        on_start[Purpose.WORKER] = lambda row, by, now: told.append(("start", row.pk, row.status))
+        on_end[Purpose.WORKER] = lambda row, by, now: told.append(("end", row.pk, row.status))
+        row = world.launch()
+        world.declare(world.spec("web"))
+        assert told == [("start", row.pk, "running")]
+        world.crash(row)
+        assert told[1:] == [("end", row.pk, "failed")]
+
+    def test_who_is_told_and_fails_undoes_the_record_of_the_start(self, world: World) -> None:
+        row = world.launch(name="t-9")
+        world.crash(row)
+        row = lifecycle.launch(
+            world.project, "t-10", Purpose.WORKER, argv=["agent"], cwd="/", env={}, by=ANNA, now=world.now
+        )
+
+        def fails(*words: Any) -> None:
+            raise OSError("disk")
+
+        lifecycle.on_start[Purpose.WORKER] = fails
+        with pytest.raises(OSError, match="disk"):
+            lifecycle.spawned(row, Identity(row.node, "fake-boot", 900, 5), by=ANNA, now=world.now)
+        assert world.row(row).pid is None
+
 
 class TestStart:
     def start(self, world: World, row: ManagedProcess, **more: Any) -> ManagedProcess:

@@ -202,6 +202,45 @@ class TestSpawn:
         assert set(os.listdir("/proc/self/fd")) == before
 
 
+class TestPrepare:
+    """What an app above makes on the host, just before its process starts."""
+
+    def test_its_command_directory_and_environment_replace_the_rows(self, world: World, tmp_path: Path) -> None:
+        made = starting.Prepared(
+            ["tool", "-x"], str(tmp_path), {"TOKEN": "s3cret", MARKER: "another's", "PATH": "/own"}
+        )
+        asked: list[int] = []
+
+        def prepare(row: ManagedProcess) -> starting.Prepared:
+            asked.append(row.pk)
+            return made
+
+        starting.prepare[Purpose.WORKER] = prepare
+        row = world.launch(env={"KEPT": "1"}, cwd="/")
+        assert row.identity is not None
+        process = world.kernel.find(row.identity)
+        assert asked == [row.pk]
+        assert list(process.argv) == ["tool", "-x"]
+        assert (process.env["TOKEN"], process.env["KEPT"], process.env["PATH"]) == ("s3cret", "1", "/own")
+        assert process.env[MARKER] == f"{row.marker}1"
+        assert "s3cret" not in repr(ManagedProcess.objects.values_list().get(pk=row.pk))
+
+    def test_a_reason_why_not_is_the_reason_it_failed(self, world: World) -> None:
+        def prepare(row: ManagedProcess) -> starting.Prepared:
+            raise starting.CannotStart("workspace: no space")
+
+        starting.prepare[Purpose.WORKER] = prepare
+        row = world.launch()
+        assert (row.status, row.last_error, row.started_at) == (Status.FAILED, "workspace: no space", None)
+        assert world.machine.processes == {}
+
+    def test_others_are_started_as_their_row_says(self, world: World) -> None:
+        starting.prepare[Purpose.WORKER] = lambda row: pytest.fail("not asked")
+        [row] = world.declare(world.spec("web"))
+        assert row.identity is not None
+        assert world.kernel.find(row.identity).argv == (world.bash, "web")
+
+
 class TestTail:
     def write(self, world: World, row: ManagedProcess, content: bytes) -> None:
         world.logs.mkdir(exist_ok=True)

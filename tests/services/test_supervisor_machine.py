@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from projects.errors import DomainError
 from projects.models import Event, Project
-from services import lifecycle, sweeps
+from services import lifecycle, starting, sweeps
 from services.models import ManagedProcess
 from services.processes import Identity
 from services.states import ENDED, Restart, Status
@@ -264,7 +264,9 @@ class Node(RuleBasedStateMachine):
 
 
 def test_what_must_hold_holds(demo_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lifecycle.on_end.clear()
+    for hooks in (lifecycle.on_start, lifecycle.on_end, starting.prepare):
+        for purpose in list(hooks):
+            monkeypatch.delitem(hooks, purpose)
     worlds: list[World] = []
 
     def make_world() -> World:
