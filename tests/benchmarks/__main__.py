@@ -13,6 +13,8 @@ from pathlib import Path
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 
+from tests.benchmarks.claims import claims
+from tests.benchmarks.pages import pages
 from tests.benchmarks.probes import probes
 from tests.benchmarks.supervision import supervision
 from tests.benchmarks.table import Table
@@ -263,7 +265,9 @@ def main() -> None:
         "import": imports,
         "status": status,
         "probes": probes,
+        "pages": pages,
         "supervision": supervision,
+        "claims": claims,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", choices=[*known, []], help="default: all")

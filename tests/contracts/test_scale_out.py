@@ -1,4 +1,4 @@
-"""The suite on PostgreSQL and Redis, without the services' and the kanban's parts. Runs first, beside the embedded half."""
+"""The suite on PostgreSQL and Redis, without the parts of services and kanban. Runs first, beside the embedded half."""
 
 import os
 from pathlib import Path

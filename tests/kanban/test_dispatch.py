@@ -13,7 +13,7 @@ from django.db import connections
 from django.utils import timezone
 
 from kanban import dispatch, lifecycle, sweeps
-from kanban.dispatch import claim_ready
+from kanban.dispatch import claim_ready, look, wake
 from kanban.models import Profile, Run, Task
 from kanban.states import Reports, Status, WorkspaceKind
 from projects.errors import Conflict
@@ -307,18 +307,15 @@ class TestTelling:
         assert dispatch.ticking(now + timedelta(minutes=1)) == []
 
     def test_a_wake_up_reaches_every_worker_there_is(self, monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
-        from kanban.dispatch import look
-
-        monkeypatch.undo()
         sent: list[tuple[Any, ...]] = []
         monkeypatch.setattr(orders, "send", lambda *words: sent.append(words))
         rows.tick(timezone.now(), "n1", "n2")
-        monkeypatch.setattr(settings, "REDIS_URL", "")
-        dispatch.wake()
+        settings.REDIS_URL = ""
+        wake()
         assert sent == [(look, NODE, 0)]
         sent.clear()
-        monkeypatch.setattr(settings, "REDIS_URL", "redis://nowhere")
-        dispatch.wake()
+        settings.REDIS_URL = "redis://nowhere"
+        wake()
         assert sent == [(look, "n1", 0), (look, "n2", 0)]
 
     def test_the_worker_then_looks_once_on_its_own_pool(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from django.utils import timezone
 
 from kanban import gate, lifecycle, sweeps
+from kanban.gate import wake
 from kanban.models import Run, Task
 from kanban.states import LEASE, BlockKind, Outcome, Phase, Reports, Status
 from projects.errors import Conflict
@@ -507,7 +508,6 @@ def _deadly(patch: pytest.MonkeyPatch, step: str, is_after: bool) -> None:
 
 def test_waking_it_is_one_job_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     submitted: list[tuple[Any, ...]] = []
-    monkeypatch.undo()
     monkeypatch.setattr(gate.jobs, "submit", lambda *words: submitted.append(words))
-    gate.wake(7)
+    wake(7)
     assert submitted == [("run:7", gate.settle, 7)]
