@@ -1,5 +1,6 @@
 """What all admin pages of the house share: roles instead of Django's permissions, read-only rows, links to pages."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin
@@ -26,6 +27,14 @@ class ByRole:
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return True
+
+
+class Values(admin.AllValuesFieldListFilter):
+    """A filter by a column's values, in which none at all can be read and chosen too."""
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        for choice in super().choices(changelist):
+            yield {**choice, "display": choice["display"] or "–"}
 
 
 class ReadOnly(ByRole, admin.ModelAdmin):  # type: ignore[type-arg]  # generic in the stubs only

@@ -15,7 +15,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from projects import access
-from projects.bench import ReadOnly
+from projects.bench import ReadOnly, Values
 from projects.errors import DomainError
 from services import lifecycle, queries, rules
 from services.models import SPEC_FIELDS, ManagedProcess, WorkerHost
@@ -69,7 +69,7 @@ class ManagedProcessAdmin(ReadOnly):
         "page_link",
     )
     list_display_links = ("name",)
-    list_filter = ("status", "purpose", "project")
+    list_filter = ("status", "purpose", ("project", Values))
     search_fields = ("project", "name", "cmd", "owner_wi", "owner_agent")
     ordering = ("project", "name")
     actions = ("start", "stop", "kill", "restart", "extend_an_hour", "force")

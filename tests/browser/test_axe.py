@@ -1,4 +1,4 @@
-"""axe-core over every page, light and dark, wide and 360 px, with dialogs open: no violation of WCAG 2.2 AA."""
+"""Every page, light and dark, wide and 360 px, with dialogs open: no violation of WCAG 2.2 AA, and its weight."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,7 @@ from playwright.sync_api import Page
 
 from tests.browser.furnished import ENV, end, furnish
 from tests.browser.pages import PAGES, Walk
+from tests.browser.weights import limits_of, weigh
 from tests.running import Up, running, wait_for
 
 AXE = Path(__file__).with_name("vendor") / "axe-core-4.14.1.min.js"
@@ -112,3 +113,15 @@ def test_axe_finds_what_is_wrong(pages: dict[bool, Page]) -> None:
     page.evaluate(AXE.read_text(encoding="utf-8"))
     page.evaluate("document.querySelector('main').append(document.createElement('button'))")
     assert any("button-name" in each for each in violations(page))
+
+
+def test_no_page_is_heavier_than_its_budget(pages: dict[bool, Page], facts: dict[str, Any]) -> None:
+    pages[True].set_viewport_size(WIDE)
+    over = {}
+    for walk in PAGES:
+        if not walk.name.startswith("admin:"):
+            page = pages[walk.signed_in]
+            found = weigh(page, walk.path.format(**facts)).excess(limits_of(walk.path))
+            if found:
+                over[walk.path] = found
+    assert over == {}
