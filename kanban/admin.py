@@ -38,7 +38,7 @@ def each(request: HttpRequest, rows: QuerySet[Any], verb: Callable[..., object])
         try:
             verb(row, by=access.actor(request), now=timezone.now())
         except DomainError as refusal:
-            messages.error(request, f"{row}: {refusal.detail}")
+            messages.error(request, _("Refused for %(row)s: %(why)s") % {"row": row, "why": refusal.detail})
         else:
             messages.success(request, _("Done: %s.") % row)
 
@@ -143,6 +143,7 @@ class RunAdmin(ReadOnly):
     search_fields = ("task__id", "task__title", "profile", "host", "owner")
     ordering = ("-pk",)
     list_select_related = ("task",)
+    readonly_fields = ("page_link",)
     show_full_result_count = False
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
@@ -157,6 +158,7 @@ class LinkAdmin(ReadOnly):
     list_display = ("parent", "child", "page_link")
     search_fields = ("parent__id", "child__id", "parent__title", "child__title")
     list_select_related = ("parent", "child")
+    readonly_fields = ("page_link",)
     show_full_result_count = False
 
     def page_link(self, row: Link) -> str:
@@ -169,6 +171,7 @@ class LinkAdmin(ReadOnly):
 class CommentAdmin(ReadOnly):
     list_display = ("task", "author", "created_at", "page_link")
     search_fields = ("task__id", "author", "body")
+    readonly_fields = ("page_link",)
     ordering = ("-pk",)
     list_select_related = ("task",)
     show_full_result_count = False

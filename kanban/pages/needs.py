@@ -55,7 +55,8 @@ def _texts(**columns: Any) -> dict[str, Any]:
 
 
 def _part(rows: QuerySet[Any], **columns: Any) -> QuerySet[Any, Any]:
-    return rows.order_by().annotate(**_texts(**columns)).values_list(*COLUMNS)
+    part: QuerySet[Any, Any] = rows.order_by().annotate(**_texts(**columns)).values_list(*COLUMNS)
+    return part
 
 
 def signals(now: datetime) -> tuple[list[dict[str, Any]], set[str]]:

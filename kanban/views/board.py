@@ -42,7 +42,7 @@ def index(request: HttpRequest) -> HttpResponse:
     only = target.removeprefix("column-") if target.startswith("column-") else ""
     shown = [only] if only in Status.values else board.statuses(wanted)
     now = timezone.now()
-    profiles = SimpleLazyObject(board.profiles_by_name)
+    profiles: Any = SimpleLazyObject(board.profiles_by_name)
     context: dict[str, Any] = {
         "filters": wanted,
         "switches": SimpleLazyObject(lambda: board.switchboard(profiles, dispatches=settings.ANDON_DISPATCH, now=now)),

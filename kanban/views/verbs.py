@@ -6,7 +6,9 @@ from typing import Any
 from django import forms
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.utils import timezone
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST
 
 from kanban import lifecycle
@@ -109,11 +111,11 @@ def _initial(request: HttpRequest, task: Task) -> Typed:
 
 
 def _ask(request: HttpRequest, task: Task, button: verbs.Verb, form: forms.Form) -> HttpResponse:
-    title, body = QUESTIONS.get(button.name, ("%s", ""))
+    title, body = str(QUESTIONS.get(button.name, "%s")), ""
     if task.status == Status.RUNNING and button.name in {"block", "complete", "archive", "release", "review"}:
         body = _("Its worker is stopped: what it has done in its workspace stays. This cannot be undone.")
     context = {
-        "title": str(title) % task.pk,
+        "title": title % task.pk,
         "body": body,
         "task": task,
         "action": request.path,
@@ -223,19 +225,14 @@ VERBS: dict[str, tuple[Callable[[Task, Typed, By], Task], Said]] = {
 }
 
 
-def _titles() -> dict[str, tuple[str, str]]:
-    from django.utils.translation import gettext_lazy as lazy
-
-    return {
-        "release": (lazy("Release %s?"), ""),
-        "review": (lazy("Send %s to review?"), ""),
-        "archive": (lazy("Archive %s?"), ""),
-        "complete": (lazy("Complete %s"), ""),
-        "block": (lazy("Block %s"), ""),
-        "assign": (lazy("Who does %s?"), ""),
-        "prioritise": (lazy("Priority of %s"), ""),
-        "edit": (lazy("Edit %s"), ""),
-    }  # type: ignore[return-value]
-
-
-QUESTIONS = _titles()
+# What each page that asks is called.
+QUESTIONS: dict[str, Promise] = {
+    "release": gettext_lazy("Release %s?"),
+    "review": gettext_lazy("Send %s to review?"),
+    "archive": gettext_lazy("Archive %s?"),
+    "complete": gettext_lazy("Complete %s"),
+    "block": gettext_lazy("Block %s"),
+    "assign": gettext_lazy("Who does %s?"),
+    "prioritise": gettext_lazy("Priority of %s"),
+    "edit": gettext_lazy("Edit %s"),
+}

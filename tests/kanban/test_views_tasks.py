@@ -1,0 +1,246 @@
+"""The page of a task and of a run, the list, the profiles: what they say, what is posted, what they cost."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from kanban import lifecycle
+from kanban.models import Task
+from kanban.pages import prose
+from kanban.pages.cards import seen
+from kanban.states import Status
+from tests.kanban import rows
+from tests.kanban.test_views import fragment, post, text_of
+from tests.projects.test_cost_pages import whole
+
+pytestmark = pytest.mark.django_db
+TOKEN = re.compile(r'name="token" value="([^"]+)"')
+
+
+class TestProse:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "<script>alert(1)</script>",
+            "[x](javascript:alert(1))",
+            "![x](https://evil.example/x.png)",
+            '<a href="https://x" onclick="alert(1)">x</a>',
+            "[x](data:text/html;base64,xxxx)",
+            "<img src=x onerror=alert(1)>",
+            "```html\n<style>*{}</style>\n```",
+            '[x](https://a.example "onmouseover=alert(1)")',
+        ],
+    )
+    def test_nothing_hostile_comes_through(self, text):
+        html = prose.html(text)
+        assert not re.search(r"<(script|img|style)|href=\"(javascript|data):|<[^>]+\son\w+=", html)
+
+    def test_links_give_nothing_away_and_headings_stand_below_the_pages_own(self):
+        html = prose.html("# Top\n\n[there](https://example.com) ~~gone~~\n\n| a |\n|---|\n| 1 |\n\n\tcode\u202e")
+        assert "<h3>Top</h3>" in html
+        assert 'rel="nofollow noopener noreferrer"' in html
+        assert "<td>1</td>" in html
+        assert "<s>gone</s>" in html
+        assert "\u202e" not in html
+
+    def test_what_is_endless_is_shown_as_it_was_written(self):
+        html = prose.html("*x* <b>" + "y" * 70_000)
+        assert html.startswith("<pre>*x* ")
+        assert "<b>" not in html
+
+
+class TestTask:
+    def test_shows_everything_and_costs_twelve_queries(self, sign_in, make_task, django_assert_max_num_queries):
+        parent, task = make_task("Parent"), None
+        task = make_task("The task", body="*Do*", parents=[parent.pk], max_cost_usd=None)
+        make_task("Child", parents=[task.pk])
+        lifecycle.complete(parent, by=rows.ANNA, now=timezone.now())
+        run = rows.started(rows.fresh(task))
+        lifecycle.comment(task, "**Said**", by=rows.as_run(run), now=timezone.now())
+        rows.ended(run, 3)
+        client = sign_in()
+        with django_assert_max_num_queries(12):
+            text = text_of(client.get(task.get_absolute_url()))
+        for part in (
+            "<em>Do</em>",
+            "<strong>Said</strong>",
+            "Finishing this unblocks 1 task",
+            "Parent",
+            "Child",
+            "Crashed",
+        ):
+            assert part in text, part
+        assert "Failed 1 of 5 times" in text
+        assert '<svg class="graph"' in text
+
+    @pytest.mark.parametrize("name", ["task-head", "task-body", "task-comments", "task-links", "task-side"])
+    def test_gives_each_fragment_alone_with_an_etag(self, sign_in, make_task_in, name):
+        url = make_task_in("blocked").get_absolute_url()
+        client = sign_in()
+        answer = fragment(client, url, name)
+        assert f'id="{name}"' in text_of(answer)
+        assert "<html" not in text_of(answer)
+        assert fragment(client, url, name, **{"If-None-Match": answer["ETag"]}).status_code == 304
+
+    @pytest.mark.parametrize("status", Status.values)
+    def test_every_verb_is_offered_or_says_why_not(self, sign_in, make_task_in, status):
+        task = make_task_in(status)
+        view = sign_in().get(task.get_absolute_url()).context["v"]
+        offered, refused = {verb.name for verb in view.verbs}, {verb.name: verb.why for verb in view.refused}
+        assert len(offered) + len(refused) == 15
+        assert all(refused.values())
+        assert offered & refused.keys() == set()
+
+    @pytest.mark.parametrize("status", Status.values)
+    def test_what_is_offered_works_and_what_is_not_is_refused_without_a_trace(self, sign_in, status, make_task_in):
+        client = sign_in()
+        fields = {"kind": "needs_input", "reason": "x", "title": "New", "assignee": "anna", "priority": "3"}
+        names = [verb.name for verb in client.get(make_task_in(status).get_absolute_url()).context["v"].verbs]
+        for name in (
+            "approve",
+            "unblock",
+            "ready",
+            "complete",
+            "block",
+            "release",
+            "todo",
+            "triage",
+            "reopen",
+            "archive",
+        ):
+            task = make_task_in(status)
+            answer = post(client, task, name, **fields)
+            assert answer.status_code == 302, (name, text_of(answer)[-500:])
+            moved = rows.fresh(task).status != status
+            assert moved == (name in names), name
+
+    def test_the_form_of_an_edit_notices_another_edit(self, sign_in, make_task):
+        task = make_task("Before", body="one")
+        client = sign_in()
+        form = text_of(client.get(f"/kanban/tasks/{task.pk}/edit/"))
+        mark = re.search(r'name="mark" value="(\w+)"', form)[1]
+        lifecycle.edit(task, body="two", by=rows.ANNA, now=timezone.now())
+        answer = post(client, task, "edit", title="Mine", body="three", mark=mark)
+        assert answer.status_code == 409
+        assert "three" in text_of(answer)
+        assert "two" in text_of(answer)
+        assert rows.fresh(task).title == "Before"
+
+    def test_comments_and_links(self, sign_in, make_task):
+        task, other = make_task("One"), make_task("Other")
+        client = sign_in()
+        url = task.get_absolute_url()
+        client.post(f"{url}comment/", {"body": "Hello"})
+        assert task.comments.get().author.startswith("operator")
+        assert client.post(f"{url}comment/", {"body": " "}).status_code == 400
+        client.post(f"{url}link/", {"other": other.pk, "as_": "parent"})
+        assert rows.fresh(task).status == "todo"
+        again = client.post(f"{other.get_absolute_url()}link/", {"other": task.pk, "as_": "parent"}, follow=True)
+        assert "waits for" in text_of(again)
+        client.post(f"{url}unlink/", {"edge": f"parent:{other.pk}"})
+        assert rows.fresh(task).status == "ready"
+
+
+class TestUndo:
+    @pytest.mark.parametrize("was", ["triage", "todo", "ready", "blocked", "done", "archived"])
+    @pytest.mark.parametrize("to", ["triage", "todo", "ready", "archived"])
+    def test_brings_a_card_back_where_it_was(self, sign_in, make_task_in, was, to):
+        if was == to:
+            pytest.skip("no move")
+        task = make_task_in(was)
+        client = sign_in()
+        said = client.post(f"/kanban/tasks/{task.pk}/move/", {"to": to, "seen": seen(task)}, follow=True)
+        assert rows.fresh(task).status in {to, "todo"}
+        client.post("/kanban/undo/", {"token": TOKEN.search(text_of(said))[1]})
+        assert rows.fresh(task).status == was
+
+    def test_is_not_offered_for_a_worker_that_was_stopped(self, sign_in, make_task_in):
+        task = make_task_in("running")
+        said = sign_in().post(f"/kanban/tasks/{task.pk}/move/", {"to": "ready", "seen": seen(task)}, follow=True)
+        assert rows.fresh(task).status == "ready"
+        assert "data-undo" not in text_of(said)
+
+    def test_comes_too_late_for_what_went_on_or_was_forged(self, sign_in, make_task_in):
+        task = make_task_in("ready")
+        client = sign_in()
+        said = client.post(f"/kanban/tasks/{task.pk}/move/", {"to": "todo", "seen": seen(task)}, follow=True)
+        lifecycle.archive(rows.fresh(task), by=rows.ANNA, now=timezone.now())
+        assert client.post("/kanban/undo/", {"token": TOKEN.search(text_of(said))[1]}).status_code == 409
+        assert "too late" in text_of(client.post("/kanban/undo/", {"token": "forged"}, follow=True))
+        assert rows.fresh(task).status == "archived"
+
+
+class TestBulk:
+    def test_says_what_came_of_each(self, sign_in, make_task_in):
+        ready, done = make_task_in("ready"), make_task_in("done")
+        client = sign_in()
+        answer = client.post("/kanban/bulk/", {"ids": [ready.pk, done.pk, "t_nothere"], "act": "move", "to": "blocked"})
+        results = {each["id"]: each["ok"] for each in answer.context["results"]}
+        assert results == {ready.pk: True, done.pk: False, "t_nothere": False}
+        assert "2 of 3 were refused" in text_of(answer)
+        client.post("/kanban/bulk/", {"ids": [done.pk, ready.pk], "act": "assign", "assignee": "bert"})
+        assert {rows.fresh(done).assignee, rows.fresh(ready).assignee} == {"bert"}
+        client.post("/kanban/bulk/", {"ids": [done.pk, done.pk], "act": "archive"})
+        assert rows.fresh(done).status == "archived"
+        assert client.post("/kanban/bulk/", {"act": "archive"}).status_code == 400
+
+
+class TestList:
+    def test_filters_sorts_pages_and_exports(self, sign_in, make_task, django_assert_max_num_queries):
+        make_task("Alpha", priority=1, assignee="=cmd()")
+        make_task("Beta", priority=9)
+        client = sign_in()
+        with django_assert_max_num_queries(12):
+            text = text_of(client.get("/kanban/list/?sort=-priority"))
+        assert text.index("Beta") < text.index("Alpha")
+        assert 'aria-sort="descending"' in text
+        assert text_of(client.get("/kanban/list/?sort=title")).index("Alpha") < text.index("Beta") + 10_000
+        assert "No task matches" in text_of(client.get("/kanban/list/?q=zzz&sort=nonsense&page=x"))
+        answer = client.get("/kanban/list/export.csv?q=alpha")
+        table = whole(answer)
+        assert table.startswith("id,title,status")
+        assert "'=cmd()" in table
+        assert "Beta" not in table
+
+
+class TestProfiles:
+    def test_shows_what_each_does_and_how_it_did(self, sign_in, make_task, django_assert_max_num_queries):
+        rows.ended(rows.started(make_task()), 3)
+        rows.ended(rows.started(make_task()), 75)
+        run = rows.started(make_task())
+        lifecycle.complete(run.task, by=rows.as_run(run), now=timezone.now())
+        client = sign_in()
+        with django_assert_max_num_queries(12):
+            answer = client.get("/kanban/profiles/")
+        demo = next(view for view in answer.context["profiles"] if view.row.name == "demo")
+        assert (demo.failure_rate, demo.quota_waits, demo.completed) == (50, 1, 1)
+        assert "50 % failed" in text_of(answer)
+
+    def test_is_paused_with_a_reason_and_resumed(self, sign_in):
+        client = sign_in()
+        client.post("/kanban/profiles/demo/pause/", {"reason": "It writes nonsense"})
+        assert "It writes nonsense" in text_of(client.get("/kanban/"))
+        assert client.post("/kanban/profiles/demo/pause/", {"reason": ""}).status_code == 302
+        client.post("/kanban/profiles/demo/resume/")
+        assert "It writes nonsense" not in text_of(client.get("/kanban/"))
+        assert client.get("/kanban/profiles/nobody/pause/").status_code == 404
+
+
+class TestRun:
+    def test_shows_outcome_error_and_cost(self, sign_in, make_task, django_assert_max_num_queries):
+        run = rows.started(make_task())
+        rows.ended(run, 3, tail="boom <script>")
+        client = sign_in()
+        with django_assert_max_num_queries(12):
+            text = text_of(client.get(run.get_absolute_url()))
+        assert "Crashed" in text
+        assert "boom &lt;script&gt;" in text
+        assert "Release" not in re.sub(r"(?s)<details.*?</details>", "", text).split("<main")[1]
+
+    def test_of_a_worker_elsewhere_has_no_log(self, sign_in):
+        run = rows.pulled(now=timezone.now() - timedelta(minutes=1))
+        text = text_of(sign_in().get(run.get_absolute_url()))
+        assert "A worker elsewhere" in text
+        assert Task.objects.get().status == "running"
