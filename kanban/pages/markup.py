@@ -38,12 +38,12 @@ class Writer:
         return mark_safe("".join(map(self._card, found)))  # noqa: S308 (each part is escaped where it is written)
 
     def _card(self, card: Card) -> str:
-        task = card.task
+        task, key = card.task, escape(card.task.id)
         state = f" is-quiet is-{card.level}" if card.level else ""
         parts = [
-            f'<li id="{task.id}" class="task{state}" data-row data-task="{task.id}" data-seen="{escape(card.seen)}">',
+            f'<li id="{key}" class="task{state}" data-row data-task="{key}" data-seen="{escape(card.seen)}">',
             f'<div class="task-top">{self._top(card)}</div>',
-            f'<a class="task-title" href="/kanban/tasks/{task.id}/">{_text(task.title, LONGEST_TITLE)}</a>',
+            f'<a class="task-title" href="/kanban/tasks/{key}/">{_text(task.title, LONGEST_TITLE)}</a>',
         ]
         if card.chips:
             parts.append(f'<div class="chips">{"".join(map(self._chip, card.chips))}</div>')
@@ -55,17 +55,17 @@ class Writer:
         return "".join(parts)
 
     def _top(self, card: Card) -> str:
-        task = card.task
-        found = f'<span class="mono">{task.id}</span>'
+        task, key = card.task, escape(card.task.id)
+        found = f'<span class="mono">{key}</span>'
         if task.priority:
             word = f'<span class="visually-hidden">{self._priority} </span>'
             found += f'<span class="prio" title="{self._priority}">{word}P{task.priority}</span>'
         if not self._can_operate:
             return found
-        box = f'<input type="checkbox" form="bulk" name="ids" value="{task.id}" aria-label="{self._select} {task.id}">'
+        box = f'<input type="checkbox" form="bulk" name="ids" value="{key}" aria-label="{self._select} {key}">'
         link = (
-            f'<a class="task-move" href="/kanban/tasks/{task.id}/move/" data-dialog data-needs-server '
-            f'aria-label="{self._move} {task.id}">{self._move}</a>'
+            f'<a class="task-move" href="/kanban/tasks/{key}/move/" data-dialog data-needs-server '
+            f'aria-label="{self._move} {key}">{self._move}</a>'
         )
         return box + found + link
 

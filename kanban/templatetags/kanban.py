@@ -16,4 +16,6 @@ register = template.Library()
 def cards(context: Context, found: Iterable[Card]) -> SafeString:
     """Cards as items of a list, as the one who looks may see them."""
     is_fragment = bool(context["request"].headers.get("HX-Request"))
-    return Writer(can_operate=bool(context.get("can_operate")), is_fragment=is_fragment, now=context["now"]).cards(found)
+    return Writer(can_operate=bool(context.get("can_operate")), is_fragment=is_fragment, now=context["now"]).cards(
+        found
+    )

@@ -30,9 +30,10 @@
     const node = holder.content.querySelector(".toast");
     if (node) document.dispatchEvent(new CustomEvent("andon:toast", { detail: { node } }));
   }
-  document.addEventListener("click", async ({ target }) => {
-    const button = target.closest(".toast button[data-undo], dialog button[data-undo]");
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest(".toast button[data-undo], dialog button[data-undo]");
     if (!button || !verb) return;
+    event.preventDefault();
     button.disabled = true;
     const row = button.closest(".toast") ?? button;
     await post("/kanban/undo/", { token: button.dataset.undo || button.value });
