@@ -198,7 +198,9 @@ def events(
     if kind := filters.get("kind", ""):
         rows = rows.filter(Q(kind__startswith=kind) if kind.endswith(".") else Q(kind=kind))
     else:
-        rows = rows.exclude(kind__in=("worker.heartbeat", "project.changed") if headlines else ("worker.heartbeat",))
+        rows = rows.exclude(
+            kind__in=("worker.heartbeat", "project.changed", "task.heartbeat") if headlines else ("worker.heartbeat",)
+        )
     if visible_to:
         rows = rows.filter(project=visible_to)
     if before:

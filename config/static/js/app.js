@@ -5,6 +5,10 @@
   const words = document.getElementById("words")?.dataset ?? {};
   const on = (type, act) => document.addEventListener(type, act);
 
+  // On a narrow screen the navigation scrolls: where one is, is in sight.
+  const here = document.querySelector(".nav [aria-current]");
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - (here.parentElement.clientWidth - here.offsetWidth) / 2;
+
   // Theme and density show at once; the form saves them.
   on("change", ({ target: { form, name, value } }) => {
     if (form && "preview" in form.dataset && (name === "theme" || name === "density")) root.dataset[name] = value;
