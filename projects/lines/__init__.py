@@ -1,0 +1,30 @@
+"""Files of one JSON object a line: appended to durably, read without trust (spec/journal.md 1). A pure leaf."""
+
+from projects.lines.appending import Locked, append_line, locked, serialise
+from projects.lines.reading import (
+    BOM,
+    MAX_LINE,
+    Line,
+    Problem,
+    escaped,
+    parse,
+    read,
+    read_bytes,
+    sound,
+)
+
+__all__ = [
+    "BOM",
+    "MAX_LINE",
+    "Line",
+    "Locked",
+    "Problem",
+    "append_line",
+    "escaped",
+    "locked",
+    "parse",
+    "read",
+    "read_bytes",
+    "serialise",
+    "sound",
+]
