@@ -21,7 +21,7 @@ ADVICE = {
     "torn_tail": "A writer died in the middle of a line. The next append moves it aside; nothing else is lost.",
     "double_terminal": "The first end counts. Find out why two programs ended the same turn.",
     "orphan_turn": "Its submitted event is missing: what was asked is not known. Look in the agent's own log.",
-    "reopened_after_terminal": "Something went on with this turn after its end. The end counts; see what was done later.",
+    "reopened_after_terminal": "Something went on with this turn after its end. The end counts; see what came later.",
     "foreign_session_id": "The line names another session than its file, for which it counts. Find who mixed them up.",
     "bad_timestamp": "Its created_at is no time and counts as 0. Mend the program that wrote it.",
     "future_timestamp": "The clock of whoever wrote it is ahead. Set it right; the order of lines is not affected.",

@@ -73,7 +73,7 @@ def append_for_stream(
 def delete_session(root: Path, session_id: str) -> bool:
     """Delete a session's file and leave a tombstone that refuses late appends; says whether there was a file.
 
-    The tombstone is on the disk before the file goes; a second time changes nothing. Raises InvalidSessionError, OSError.
+    The tombstone is on the disk before the file goes; again changes nothing. Raises InvalidSessionError, OSError.
     """
     path = path_of(root, session_id)
     if not path.parent.is_dir():
