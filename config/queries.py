@@ -24,8 +24,8 @@ from projects.relay import floor, head, relay
 from projects.states import ProjectStatus, Role, StoryState
 from services import pages as processes
 from services import queries as services
-from services.models import WorkerHost
-from services.states import HostStatus
+from services.models import ManagedProcess, WorkerHost
+from services.states import LIVE, HostStatus
 
 RUNNING_SHOWN = 12
 NEEDS_SHOWN = 50
@@ -191,6 +191,12 @@ def checklist(rows: list[Project], hosts: list[WorkerHost], *, role: Role) -> li
 
 def _step(label: str, done: bool, hint: str, url: str) -> dict[str, Any]:
     return {"label": label, "done": done, "hint": hint, "url": url}
+
+
+def live_streams() -> set[str]:
+    """Return what names a process that lives, in case a turn bears that name as its stream: nobody else may end it."""
+    rows = ManagedProcess.objects.filter(status__in=sorted(LIVE)).values_list("project", "name", "owner_wi")
+    return {name for project, own, item in rows for name in (own, f"{project}/{own}", item) if name}
 
 
 def facts() -> list[dict[str, Any]]:

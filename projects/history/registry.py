@@ -60,12 +60,13 @@ class Merges:
 
 
 def read_registry(
-    root: Path, *, booted_at: datetime, is_alive: Callable[[int, datetime], bool | None]
+    root: Path, *, booted_at: datetime, is_alive: Callable[[int, datetime | None], bool | None]
 ) -> tuple[list[Loop], str]:
     """Return (the loops of `.ralph/loops.json`, what is wrong with the file or "").
 
     A pid of another boot, before `booted_at`, is nobody's now. `is_alive(pid, started)` says whether the process which
-    had that pid then is still there, None when that cannot be told. A dead loop stays in the list.
+    had that pid then is still there, None when that cannot be told, as where no start is known. A dead loop stays in
+    the list.
     """
     try:
         content = ralph.read_inside(root, REGISTRY, MAX_REGISTRY)
@@ -109,13 +110,10 @@ def _check(event: dict[str, Any]) -> str:
     return "" if is_one and said["type"] in STATES else lines.Problem.SHAPE  # type: ignore[index]
 
 
-def _loop(entry: dict[str, Any], booted_at: datetime, is_alive: Callable[[int, datetime], bool | None]) -> Loop:
+def _loop(entry: dict[str, Any], booted_at: datetime, is_alive: Callable[[int, datetime | None], bool | None]) -> Loop:
     pid, started = number_of(entry.get("pid")), time_of(entry.get("started") or entry.get("started_at"))
-    alive: bool | None = None
-    if pid is None or pid < 2 or (started is not None and started < booted_at):
-        alive = False
-    elif started is not None:
-        alive = is_alive(pid, started)
+    is_of_another_boot = started is not None and started < booted_at
+    alive = False if pid is None or pid < 2 or is_of_another_boot else is_alive(pid, started)
     return Loop(
         id=_text(entry.get("id")),
         pid=pid,

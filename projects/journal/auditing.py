@@ -46,10 +46,15 @@ def audit(root: Path, *, now: float) -> list[Finding]:
     `now` is epoch seconds. Reads every file once.
     """
     found = [finding for session_id in session_ids(root) for finding in audit_session(root, session_id, now=now)]
-    for name in illegal_names(root)[:MAX_OF_A_KIND]:
-        shown = escaped(os.fsencode(name))
-        found.append(finding_of("illegal_filename", None, f"{shown} is no session's file"))
-    return found
+    return found + illegal(root)
+
+
+def illegal(root: Path) -> list[Finding]:
+    """Return a finding for each file that no session can have."""
+    names = illegal_names(root)[:MAX_OF_A_KIND]
+    return [
+        finding_of("illegal_filename", None, f"{escaped(os.fsencode(name))} is no session's file") for name in names
+    ]
 
 
 def audit_session(root: Path, session_id: str, *, now: float) -> list[Finding]:
@@ -81,7 +86,7 @@ def of_turn(session_id: str, turn: TurnState) -> list[Finding]:
     elif turn.effective_state == "interrupted":
         tell("interrupted_turn", turn.reason[:200] or "no reason was given")
     if turn.collides:
-        ends = ", ".join(str(end["event"])[:40] for end in turn.terminals)
+        ends = ", ".join(name for name, *_ in turn.terminals)
         tell("double_terminal", f"it ended {len(turn.terminals)} times: {ends}{', the same line' * turn.is_duplicate}")
     if not turn.submitted:
         tell("orphan_turn", f"{turn.events} events and no submitted")

@@ -1,8 +1,9 @@
 """What became of each turn, from its events in file order."""
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ class TurnState:
     """One turn, folded event by event; times are epoch seconds, None where nothing good was said.
 
     `raw_state` is the event with the greatest created_at, `effective_state` the first terminal in file order, else the
-    known event with the greatest created_at. `terminals` are the first 20 that ended it, as they stand in the file.
+    known event with the greatest created_at. `terminals` are the first 20 that ended it: (event, created_at or 0, line,
+    a digest of all of it).
     """
 
     turn_id: str
@@ -50,7 +52,7 @@ class TurnState:
     reason: str = ""
     assistant_message_index: Any = None
     asked: dict[str, Any] = field(default_factory=dict)
-    terminals: list[dict[str, Any]] = field(default_factory=list)
+    terminals: list[tuple[str, float, int, str]] = field(default_factory=list)
 
     def feed(self, event: dict[str, Any], line: int) -> None:
         """Take in the next event of this turn in file order."""
@@ -79,13 +81,13 @@ class TurnState:
                 self.ended_at = at
                 self.reason = event["reason"] if isinstance(event.get("reason"), str) else ""
             if len(self.terminals) < MAX_TERMINALS:
-                self.terminals.append(event)
+                self.terminals.append((name, when, line, _digest(event)))
         elif self.terminals and name in KNOWN:
             self.reopened += 1
 
     @property
     def effective_state(self) -> str:
-        return self.terminals[0]["event"].strip() if self.terminals else self.phase
+        return self.terminals[0][0] if self.terminals else self.phase
 
     @property
     def is_pending(self) -> bool:
@@ -98,7 +100,7 @@ class TurnState:
     @property
     def is_duplicate(self) -> bool:
         """Say whether all its ends are the same line again."""
-        return self.collides and all(_same(end, self.terminals[0]) for end in self.terminals[1:])
+        return self.collides and len({digest for *_, digest in self.terminals}) == 1
 
     def told(self) -> dict[str, Any]:
         """Return it as REST shows it."""
@@ -120,9 +122,9 @@ class TurnState:
             "last_line": self.last_line,
         }
 
-    def collision(self) -> dict[str, Any]:
-        """Return its ends in the order of their created_at."""
-        ends = sorted(self.terminals, key=lambda event: good_time(event.get("created_at")) or 0.0)
+    def collision(self, by_line: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+        """Return its ends in the order of their created_at; `by_line` are the session's events."""
+        ends = [by_line[line] for _, _, line, _ in sorted(self.terminals, key=lambda end: end[1])]
         return {"turn_id": self.turn_id, "duplicate": self.is_duplicate, "events": ends}
 
 
@@ -145,10 +147,10 @@ def fold(events: Iterable[tuple[dict[str, Any], int]]) -> dict[str, TurnState]:
 
 def derive_states(events: Sequence[dict[str, Any]], numbers: Sequence[int] | None = None) -> States:
     """Return the turns and the collisions of a session's events in file order; `numbers` are their lines."""
-    turns = fold(zip(events, numbers or range(1, len(events) + 1), strict=True))
-    return States(
-        [turn.told() for turn in turns.values()], [turn.collision() for turn in turns.values() if turn.collides]
-    )
+    pairs = list(zip(events, numbers or range(1, len(events) + 1), strict=True))
+    turns = fold(pairs).values()
+    by_line = {line: event for event, line in pairs}
+    return States([turn.told() for turn in turns], [turn.collision(by_line) for turn in turns if turn.collides])
 
 
 def good_time(at: object) -> float | None:
@@ -159,5 +161,5 @@ def good_time(at: object) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+def _digest(event: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(event, sort_keys=True).encode()).hexdigest()[:32]

@@ -44,6 +44,8 @@ class Event(models.Model):
                     parts[1:] = [int(part) for part in parts[1:]]
                 case "project":
                     parts = [rest]
+                case "turn" | "session":
+                    family, parts = ("session", parts[:1]) if rest else ("audit", [])
                 case "agent" | "token" | "worker":
                     family, parts = {"agent": "services", "token": "settings", "worker": "system"}[family], []
                 case "service" | "story":
