@@ -15,10 +15,12 @@ from django.db import connection
 from django.db.models import Count, Q, Sum
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from projects import queries as projects
+from projects import sessions, timelines
 from projects.models import ApiToken, Event, Preference, Project, Story
 from projects.relay import floor, head, relay
 from projects.states import ProjectStatus, Role, StoryState
@@ -45,7 +47,8 @@ def frame(request: HttpRequest) -> dict[str, Any]:
         "theme": preference.theme,
         "density": preference.density,
         "shortcuts": "on" if preference.shortcuts else "off",
-        "hosts": services.hosts(timezone.now()),
+        # Not asked for by a page that has asked already.
+        "hosts": SimpleLazyObject(lambda: services.hosts(timezone.now())),
         "role": str(identity.role),
         "can_operate": identity.may(Role.OPERATOR),
         "can_admin": identity.may(Role.ADMIN),
@@ -84,6 +87,7 @@ def home(now: datetime, *, role: Role) -> dict[str, Any]:
     running = projects.views([row for row in rows if row.running], now)[:RUNNING_SHOWN]
     hosts = services.hosts(now)
     return {
+        "hosts": hosts,
         "needs": needs(rows, hosts, now)[:NEEDS_SHOWN],
         "running": running,
         "events": projects.events({}, limit=RECENT_SHOWN, headlines=True),
@@ -120,6 +124,7 @@ def needs(rows: Iterable[Project], hosts: Iterable[WorkerHost], now: datetime) -
             found.append(_need("bad", _("%s has failed") % row.slug, reason, url, row.written_at))
     found.extend(_blocked_stories(rows))
     found.extend(processes.need(row, now) for row in processes.attention(now, NEEDS_SHOWN))
+    found.extend(_journal_needs(now))
     order = {"special": 0, "bad": 1, "warn": 2}
     return sorted(found, key=lambda need: order[need["severity"]])
 
@@ -136,6 +141,15 @@ def _blocked_stories(rows: Iterable[Project]) -> list[dict[str, Any]]:
         url = story.get_absolute_url()
         again = {"act_url": f"{url}requeue/", "act_label": _("Open again…")}
         found.append({**_need("special", title, reason, url, story.project.written_at), **again})
+    return found
+
+
+def _journal_needs(now: datetime) -> list[dict[str, Any]]:
+    """Return what is odd in the journals, one line a kind; one query."""
+    found = []
+    for row in sessions.needs(now):
+        severity, title, reason = timelines.need_words(row["kind"], row["count"])
+        found.append(_need(severity, title, reason, "/audit/", None))
     return found
 
 

@@ -3,6 +3,7 @@ from django.urls import include, path
 
 from config.api import api
 from config.views import board, errors, probes, settings, signing
+from projects.urls import journal_patterns
 from projects.views import cost_export, cost_report
 from services.urls import loop_patterns
 
@@ -12,6 +13,7 @@ urlpatterns = [
     path("projects/", include(loop_patterns)),
     path("projects/", include("projects.urls")),
     path("services/", include("services.urls")),
+    path("", include(journal_patterns)),
     path("costs/", cost_report, name="costs"),
     path("costs/export.csv", cost_export, name="costs-export"),
     path("events/", board.events, name="events"),

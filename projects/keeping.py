@@ -1,7 +1,7 @@
 """Keep journals: append, delete, recover. Files are touched between two transactions, never inside one."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,25 @@ def finish_deletions(*, now: datetime) -> int:
     return done
 
 
-def recover(*, by: By, now: datetime, live: frozenset[str] = frozenset(), dry_run: bool = False) -> dict[str, Any]:
+def recover(
+    *,
+    by: By,
+    now: datetime,
+    live: frozenset[str] = frozenset(),
+    dry_run: bool = False,
+    only: Collection[str] | None = None,
+) -> dict[str, Any]:
     """Call turns interrupted that nobody works on: {added, by_session: {id: count}, failed: {id: why}}.
 
-    `live` are streams that the caller knows to be worked on. `dry_run` only says what would be added. Raises
-    Unavailable when a journal cannot be locked. Records journal.recovered when any was added, and turn.…
+    `live` are streams that the caller knows to be worked on. `dry_run` only says what would be added. `only` names the
+    sessions to look at. Raises Unavailable when a journal cannot be locked. Records turn.… and, when any was added,
+    journal.recovered.
     """
     streams = live.union(*(known() for known in live_streams))
     told: dict[str, Any] = {"added": 0, "by_session": {}, "failed": {}}
     for root in settings.ANDON_JOURNAL_ROOTS:
         try:
-            found = journal.recover(root, is_live=streams.__contains__, now=now.timestamp(), dry_run=dry_run)
+            found = journal.recover(root, is_live=streams.__contains__, now=now.timestamp(), dry_run=dry_run, only=only)
         except OSError as error:
             raise unavailable(error) from None
         told["added"] += found.added

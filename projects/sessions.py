@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count, Q, QuerySet
+from django.db.models import CharField, Count, Q, QuerySet, Value
 
 from projects import history, journal, queries
 from projects.errors import Broken, Missing
@@ -60,6 +60,7 @@ def session(session_id: str, *, after: int = 0, limit: int = MOST_EVENTS) -> dic
         "session_id": session_id,
         "events": [event for event, _ in shown[:limit]],
         "malformed": found.malformed[:limit],
+        "numbers": [line for _, line in shown[:limit]],
         "turns": states.turns[:limit],
         "collisions": states.collisions[:limit],
         "total_events": len(found.events),
@@ -148,22 +149,16 @@ def loop_history(project: Project, limit: int) -> dict[str, Any]:
     except OSError as error:
         found = history.History([], [], history.Summary(), [])
         problems.append(f"{history.HISTORY}: {error}")
-    try:
-        merges = history.read_merges(root)
-    except OSError as error:
-        merges = history.Merges([], [])
-        problems.append(f"{error}")
-    loops, problem = history.read_registry(root, booted_at=_booted_at(), is_alive=_is_alive)
-    living = {loop.pid for loop in loops if loop.state == "running"}
-    alive = {run.key for run in found.runs if is_alive(run, project, living)}
+    others = beside(project)
+    alive = {run.key for run in found.runs if is_alive(run, project, others["living"])}
     return {
         "events": found.events,
         "summary": found.summary.told(),
         "runs": [run.told(alive=run.key in alive) for run in found.runs],
-        "malformed": [*found.malformed, *merges.malformed],
-        "loops": loops,
-        "merges": merges.entries,
-        "problems": [*problems, *([problem] if problem else [])],
+        "malformed": [*found.malformed, *others["malformed"]],
+        "loops": others["loops"],
+        "merges": others["merges"],
+        "problems": [*problems, *others["problems"]],
     }
 
 
@@ -184,20 +179,56 @@ def runs_of(project: Project) -> QuerySet[LoopRun]:
     return rows.exclude(file__state=JournalState.SUPERSEDED).order_by("-first_line")
 
 
+def records_of(project: Project, limit: int = 40) -> list[JournalRecord]:
+    """Return the newest lines that were read of a project's history."""
+    rows = JournalRecord.objects.filter(file__family=JournalFamily.HISTORY, file__root=project.path)
+    return list(rows.exclude(status=RecordStatus.SUPERSEDED).order_by("-offset")[:limit])
+
+
+def beside(project: Project) -> dict[str, Any]:
+    """Return what the files beside a history say: {loops, living, merges, malformed, problems}."""
+    root, problems = Path(project.path), []
+    try:
+        merges = history.read_merges(root)
+    except OSError as error:
+        merges = history.Merges([], [])
+        problems.append(f"{error}")
+    loops, problem = history.read_registry(root, booted_at=_booted_at(), is_alive=_is_alive)
+    return {
+        "loops": loops,
+        "living": {loop.pid for loop in loops if loop.state == "running"},
+        "merges": merges.entries,
+        "malformed": merges.malformed,
+        "problems": [*problems, *([problem] if problem else [])],
+    }
+
+
+def pending_sessions() -> set[str]:
+    """Return the sessions that have turns without an end, as they were read."""
+    return set(Turn.objects.filter(pending=True).values_list("session_id", flat=True).distinct()[:MOST_FINDINGS])
+
+
+def roots() -> list[str]:
+    """Return where turn journals lie."""
+    return [str(root / journal.DIRECTORY) for root in settings.ANDON_JOURNAL_ROOTS]
+
+
 def needs(now: datetime) -> list[dict[str, Any]]:
-    """Return what in the journals needs somebody now: {kind, count, at}; two queries."""
+    """Return what in the journals needs somebody now: {kind, count}; one query."""
     day = now - queries.NEWS
-    old = now - queries.PENDING
-    turns = Turn.objects.aggregate(
-        pending=Count("pk", filter=Q(pending=True, updated_at__lt=old)),
-        collided=Count("pk", filter=Q(collides=True, updated_at__gte=day)),
-    )
-    files = JournalFile.objects.filter(family=JournalFamily.TURNS).aggregate(
-        unreadable=Count("pk", filter=Q(state=JournalState.UNREADABLE)),
-        rewritten=Count("pk", filter=Q(state=JournalState.SUPERSEDED, written_at__gte=day)),
-        torn=Count("pk", filter=Q(malformed__gt=0, written_at__gte=day)),
-    )
-    return [{"kind": kind, "count": count} for kind, count in {**turns, **files}.items() if count]
+    files = JournalFile.objects.filter(family=JournalFamily.TURNS)
+    kinds: dict[str, QuerySet[Any]] = {
+        "pending": Turn.objects.filter(pending=True, updated_at__lt=now - queries.PENDING),
+        "collided": Turn.objects.filter(collides=True, updated_at__gte=day),
+        "unreadable": files.filter(state=JournalState.UNREADABLE),
+        "rewritten": files.filter(state=JournalState.SUPERSEDED, written_at__gte=day),
+        "malformed": files.filter(malformed__gt=0, written_at__gte=day),
+    }
+    counts = [
+        rows.order_by().annotate(kind=Value(kind, CharField())).values("kind").annotate(count=Count("pk"))
+        for kind, rows in kinds.items()
+    ]
+    return [row for row in counts[0].union(*counts[1:], all=True) if row["count"]]
 
 
 def _booted_at() -> datetime:

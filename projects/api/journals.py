@@ -16,7 +16,7 @@ from ninja.params.functions import Query
 from projects import history, keeping, queries, sessions
 from projects.access import actor
 from projects.api import NONSENSE, STRANGERS, identity_of
-from projects.errors import Forbidden, Unprocessable
+from projects.errors import DomainError, Forbidden, Unprocessable
 from projects.keeping import TooLarge
 from projects.models import JournalFile
 from projects.schemas import (
@@ -71,7 +71,8 @@ def get_session(
 ) -> HttpResponse:
     """One session: events behind the line `after`, malformed lines, turns and those that ended more than once."""
     _need_unbound(request)
-    return _json(sessions.session(session_id, after=after, limit=limit))
+    found = sessions.session(session_id, after=after, limit=limit)
+    return _json({name: value for name, value in found.items() if name != "numbers"})
 
 
 @journal_router.post(
@@ -115,12 +116,11 @@ def recover(request: HttpRequest) -> dict[str, Any]:
     """
     _need_unbound(request)
     try:
-        wanted = RecoverIn.model_validate_json(request.body) if _has_json(request) else None
-    except (ValueError, RequestDataTooBig):
+        wanted = RecoverIn.model_validate(_read(request) if _has_json(request) else {})
+    except (ValueError, DomainError):
         raise Unprocessable("invalid-request", "live_streams is a list of texts, dry_run true or false.") from None
-    live = frozenset(wanted.live_streams) if wanted else frozenset()
-    dry_run = bool(wanted and wanted.dry_run)
-    return keeping.recover(by=actor(request), now=timezone.now(), live=live, dry_run=dry_run)
+    live = frozenset(wanted.live_streams)
+    return keeping.recover(by=actor(request), now=timezone.now(), live=live, dry_run=wanted.dry_run)
 
 
 @history_router.get("/{slug}/history", response={200: HistoryOut, 400: ErrorOut, NONSENSE: ErrorOut})

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,18 +38,22 @@ def recover(
     now: float | None = None,
     min_age_s: float = MIN_AGE_S,
     dry_run: bool = False,
+    only: Collection[str] | None = None,
 ) -> Recovery:
     """Append one `interrupted` to every turn that has not ended, whose stream is not live, quiet for 30 s.
 
     It says {reason: server_startup_recovery, recovered_from: <phase>}. A turn is looked at again under its file's lock,
-    so a second run, at once or later, adds nothing. `dry_run` only says what would be added. A file that cannot be read
-    or written is told in `failed`. Raises OSError when the owner lock cannot be had.
+    so a second run, at once or later, adds nothing. `dry_run` only says what would be added, `only` names the sessions
+    to look at. A file that cannot be read or written is told in `failed`. Raises OSError when the owner lock cannot be
+    had.
     """
     found = Recovery()
     if not (root / DIRECTORY).is_dir():
         return found
     with _owner(root, dry_run=dry_run):
         for session_id in session_ids(root):
+            if only is not None and session_id not in only:
+                continue
             moment = time.time() if now is None else now
             try:
                 due = _look(root, session_id, is_live, moment, min_age_s)
