@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 
+from tests.benchmarks.journals import journals
 from tests.benchmarks.probes import probes
 from tests.benchmarks.supervision import supervision
 from tests.benchmarks.table import Table
@@ -262,6 +263,7 @@ def main() -> None:
         "fanout": fanout,
         "import": imports,
         "status": status,
+        "journals": journals,
         "probes": probes,
         "supervision": supervision,
     }
