@@ -13,6 +13,7 @@ from projects.errors import Conflict, DomainError, Missing, Rejected, Unavailabl
 from projects.events import SWEEP, By
 from projects.intake.places import Place, history_place, session_place
 from projects.lifecycle import journals as lifecycle
+from projects.lines import make_directory
 from projects.models import JournalFile, Project, Tombstone
 from projects.states import JournalFamily
 
@@ -120,7 +121,7 @@ def begin(*, now: datetime) -> dict[str, Any]:
     for root in settings.ANDON_JOURNAL_ROOTS[:1]:
         try:
             # Watched from the start, and not first from the next rescan on.
-            (root / journal.DIRECTORY).mkdir(0o700, parents=True, exist_ok=True)
+            make_directory(root / journal.DIRECTORY)
         except OSError as error:
             log.warning("%s cannot be made: %s. Turns are refused until it can.", root, error)
     finish_deletions(now=now)

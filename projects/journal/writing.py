@@ -76,8 +76,7 @@ def delete_session(root: Path, session_id: str) -> bool:
     The tombstone is on the disk before the file goes; again changes nothing. Raises InvalidSessionError, OSError.
     """
     path = path_of(root, session_id)
-    if not path.parent.is_dir():
-        root.mkdir(0o700, parents=True, exist_ok=True)
+    lines.make_directory(root)
     with lines.locked(path, private=True) as file:
         _bury(path, file)
         there = os.fstat(file.descriptor).st_size > 0
@@ -97,8 +96,7 @@ def held(root: Path, session_id: str) -> Iterator[lines.Locked]:
     path = path_of(root, session_id)
     if is_deleted(root, session_id):
         raise SessionDeletedError(f"{session_id} was deleted.")
-    if not root.is_dir():
-        root.mkdir(0o700, parents=True, exist_ok=True)
+    lines.make_directory(root)
     with lines.locked(path, private=True) as file:
         if is_deleted(root, session_id):
             # Deleted between the look and the lock: the file that was just made for nothing goes.

@@ -1,6 +1,6 @@
 """Files of one JSON object a line: appended to durably, read without trust (spec/journal.md 1). A pure leaf."""
 
-from projects.lines.appending import Locked, append_line, locked, serialise
+from projects.lines.appending import Locked, append_line, locked, make_directory, serialise
 from projects.lines.reading import (
     BOM,
     MAX_LINE,
@@ -22,6 +22,7 @@ __all__ = [
     "append_line",
     "escaped",
     "locked",
+    "make_directory",
     "parse",
     "read",
     "read_bytes",

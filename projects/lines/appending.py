@@ -90,8 +90,9 @@ def locked(path: Path, *, lock: Path | None = None, private: bool = False) -> It
     a file or directory that somebody has made read-only, whoever asks.
     """
     if not path.parent.is_dir():
-        path.parent.mkdir(0o700 if private else 0o777, exist_ok=True)
-        _sync_directory(path.parent.parent)
+        if not path.parent.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path.parent.parent.name)
+        make_directory(path.parent, 0o700 if private else 0o777)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     mode = 0o600 if private else 0o644
     try:
@@ -107,6 +108,15 @@ def locked(path: Path, *, lock: Path | None = None, private: bool = False) -> It
                     os.close(file)
     finally:
         os.close(directory)
+
+
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Make a directory and those above it that are not there, each on the disk before the next. Raises OSError."""
+    if path.is_dir():
+        return
+    make_directory(path.parent, mode)
+    path.mkdir(mode, exist_ok=True)
+    _sync_directory(path.parent)
 
 
 def _open(name: str, directory: int, mode: int) -> int:

@@ -142,6 +142,7 @@ def history(request: HttpRequest, slug: str) -> HttpResponse:
         "summary": math.fsum(bar.took_s or 0 for bar in axis.bars),
         "events": sessions.records_of(row),
         **beside,
+        "merges": [(merge, timelines.MERGES.get(merge.state, "")) for merge in beside["merges"]],
     }
     return page(request, "projects/history.html", context, {"history": "projects/_history.html"})
 

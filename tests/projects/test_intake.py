@@ -12,8 +12,9 @@ from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from projects import history, intake, journal
+from projects import history, intake, jobs, journal, sweeps
 from projects.events import SWEEP, writing
+from projects.importer.watcher import Watcher
 from projects.intake import batches, rebuilding, tables, turns
 from projects.lifecycle import journals as lifecycle
 from projects.models import Event, JournalFile, JournalRecord, LoopRun, Project, Tombstone, Turn
@@ -367,6 +368,59 @@ class TestTold:
 
 def record(path: Path, kind: str, at: datetime, data=None, **fields) -> None:
     history.append(path / history.HISTORY, kind, fields, data=data, at=at)
+
+
+class TestWatched:
+    def test_a_path_is_the_journal_that_lies_there(self, root, imported):
+        project = imported("demo")
+        place = intake.places.place_of
+        assert place(str(journal.path_of(root, SID))) == intake.places.session_place(root, SID)
+        assert place(f"{project.path}/.ralph/history.jsonl").name == "demo"
+        for other in (
+            f"{root}/_turn_journal/.hidden.jsonl",
+            f"{root}/_turn_journal/s.jsonl.torn-5",
+            f"{root}/other/s.jsonl",
+            f"{project.path}/prd.json",
+            "/nowhere/.ralph/history.jsonl",
+        ):
+            assert place(other) is None, other
+
+    def test_directories_are_those_that_are_there_and_no_links(self, root, settings, tmp_path):
+        assert intake.places.directories() == set()
+        scribble(root, event(1))
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked" / "_turn_journal").symlink_to(root / "_turn_journal")
+        settings.ANDON_JOURNAL_ROOTS = [root, tmp_path / "linked", tmp_path / "none"]
+        assert intake.places.directories() == {str(root / "_turn_journal")}
+
+    @pytest.mark.django_db(transaction=True)
+    def test_a_change_is_taken_in_at_once(self, root):
+        scribble(root, event(1))
+        seen = []
+        watcher = Watcher(
+            beside=intake.places.directories, noticed=lambda path: seen.append(path) or intake.notice(path)
+        )
+        watcher.start()
+        try:
+            wait_for(lambda: watcher.mode == "inotify")
+            wait_for(lambda: scribble(root, event(2)) and Turn.objects.exists())
+        finally:
+            watcher.stop()
+        assert str(journal.path_of(root, SID)) in seen
+
+    def test_a_sweep_reads_them_in_the_pool(self, root, monkeypatch):
+        asked = []
+        monkeypatch.setattr(jobs, "submit", lambda key, work: asked.append((key, work)))
+        assert sweeps.read_journals() is False
+        scribble(root, event(1))
+        assert asked[0][1]() == {"files": 1, "lines": 1, "missing": 0, "failed": 0}
+
+
+def wait_for(holds) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 class TestHistories:

@@ -380,6 +380,22 @@ class TestStream:
             journal.append_for_stream(tmp_path, SID, "x", {"event": "completed"})
 
 
+class TestNewRoot:
+    def test_each_directory_is_on_the_disk_before_the_next(self, tmp_path, monkeypatch):
+        synced = []
+        fsync = os.fsync
+
+        def spy(file):
+            synced.append(os.readlink(f"/proc/self/fd/{file}").removeprefix(str(tmp_path)))
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", spy)
+        append(tmp_path / "a" / "b")
+        folder = "/a/b/_turn_journal"
+        assert synced == ["", "/a", "/a/b", f"{folder}/sess-1.jsonl", folder]
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+
+
 class TestDeleted:
     def test_a_late_append_is_refused(self, tmp_path):
         append(tmp_path)

@@ -276,7 +276,7 @@ class TestHistory:
         read()
         text = sign_in().get("/projects/demo/history/").content.decode()
         assert "<script>alert(1)" not in text
-        assert "needs_review" in text
+        assert "merge needs review" in text
         assert "Crashed" in text
         (folder / "loops.json").write_text("{")
         assert "cannot be read" in sign_in().get("/projects/demo/history/").content.decode()
