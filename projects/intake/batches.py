@@ -69,7 +69,7 @@ def _overlong(descriptor: int, offset: int, line: int) -> Batch:
         place += len(text)
         if end >= 0:
             length = place + 1 - offset
-            found = Line(line + 1, offset, length, kept, whole.hexdigest(), None, Problem.OVERSIZE, terminated=True)
+            found = Line(line + 1, offset, length, kept, None, Problem.OVERSIZE, True, whole.hexdigest())
             return Batch(place + 1, line + 1, [found], more=True)
     return Batch(offset, line)
 

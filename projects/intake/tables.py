@@ -1,6 +1,7 @@
 """Write many rows with one statement: as objects they would take ten times as long."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from django.db import connection, models
@@ -22,8 +23,13 @@ def update(model: type[models.Model], names: Sequence[str], rows: Iterable[Seque
 
 
 def _many(statement: str, rows: Iterable[Sequence[Any]]) -> None:
-    adapt = connection.ops.adapt_datetimefield_value
-    ready = [[adapt(value) if hasattr(value, "tzinfo") else value for value in row] for row in rows]
+    ready: Iterable[Sequence[Any]] = rows
+    if connection.vendor == "sqlite":
+        # As Django writes them; all of ours are UTC.
+        ready = (
+            [str(value.replace(tzinfo=None)) if isinstance(value, datetime) else value for value in row] for row in rows
+        )
+    ready = list(ready)
     if ready:
         with connection.cursor() as cursor:
             cursor.executemany(statement, ready)

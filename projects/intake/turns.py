@@ -1,23 +1,25 @@
 """Project the events of a session's file to Turn rows."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
+
 from projects.events import By, record
 from projects.intake import tables
 from projects.journal import TurnState, turn_key
 from projects.journal.deriving import good_time
 from projects.models import JournalFile, Turn
-from projects.ralph.text import clean, one_line, storable
+from projects.ralph.text import clean, one_line
 
 LOOKUP = 500
 KEY = 128
 STATE = 64
 CONTENT = 10_000
+NAMES = tuple(TurnState.__dataclass_fields__)
 # Of what happened longer ago nobody needs to be told: a file that is met for the first time tells its whole past.
 NEWS = timedelta(minutes=10)
 COLUMNS = (
@@ -84,16 +86,23 @@ def values_of(turn: TurnState) -> list[Any]:
 
 
 def packed(turn: TurnState) -> str:
-    """Return a turn as ASCII JSON; long contents are cut, the file has the rest."""
-    state = dataclasses.asdict(turn)
+    """Return a turn as JSON; long contents are cut, the file has the rest."""
+    state = {name: getattr(turn, name) for name in NAMES}
     state["asked"] = {name: _cut(value) for name, value in turn.asked.items()}
     state["assistant_message_index"] = _cut(turn.assistant_message_index)
-    return json.dumps(storable(state), separators=(",", ":"))
+    try:
+        return orjson.dumps(state).decode()
+    except TypeError:
+        # A lone surrogate, which UTF-8 cannot hold.
+        return json.dumps(state, separators=(",", ":"))
 
 
 def unpacked(text: str) -> TurnState:
     """Return the turn that `packed` made a text of."""
-    state = json.loads(text)
+    try:
+        state = orjson.loads(text)
+    except ValueError:
+        state = json.loads(text)
     return TurnState(**{**state, "terminals": [tuple(end) for end in state["terminals"]]})
 
 
@@ -114,6 +123,8 @@ def event_time(event: dict[str, Any]) -> tuple[datetime | None, str]:
 def _cut(value: Any) -> Any:
     if isinstance(value, str):
         return value[:CONTENT]
+    if value is None or isinstance(value, int):
+        return value
     text = json.dumps(value)
     return value if len(text) <= CONTENT else text[:CONTENT]
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import orjson
+
 from projects.journal.writing import turn_text
 
 PHASES = ("submitted", "worker_started", "assistant_started")
@@ -162,4 +164,8 @@ def good_time(at: object) -> float | None:
 
 
 def _digest(event: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(event, sort_keys=True).encode()).hexdigest()[:32]
+    try:
+        text = orjson.dumps(event, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        text = json.dumps(event, sort_keys=True).encode()
+    return hashlib.sha256(text).hexdigest()[:32]

@@ -76,7 +76,6 @@ def delete_session(root: Path, session_id: str) -> bool:
     The tombstone is on the disk before the file goes; again changes nothing. Raises InvalidSessionError, OSError.
     """
     path = path_of(root, session_id)
-    lines.make_directory(root)
     with lines.locked(path, private=True) as file:
         _bury(path, file)
         there = os.fstat(file.descriptor).st_size > 0
@@ -94,12 +93,9 @@ def is_deleted(root: Path, session_id: str) -> bool:
 def held(root: Path, session_id: str) -> Iterator[lines.Locked]:
     """Hold a session's file, made when it is not there. Raises SessionDeletedError, InvalidSessionError, OSError."""
     path = path_of(root, session_id)
-    if is_deleted(root, session_id):
-        raise SessionDeletedError(f"{session_id} was deleted.")
-    lines.make_directory(root)
     with lines.locked(path, private=True) as file:
-        if is_deleted(root, session_id):
-            # Deleted between the look and the lock: the file that was just made for nothing goes.
+        if _is_buried(path, file):
+            # The file was made for nothing just now, unless a deletion was cut short.
             if not os.fstat(file.descriptor).st_size:
                 os.unlink(path.name, dir_fd=file.directory)
             raise SessionDeletedError(f"{session_id} was deleted.")
@@ -160,6 +156,14 @@ def _time_of(at: object, now: float) -> float:
 
 def _tombstone(path: Path) -> Path:
     return path.with_name(path.stem + DELETED)
+
+
+def _is_buried(path: Path, file: lines.Locked) -> bool:
+    try:
+        os.stat(path.stem + DELETED, dir_fd=file.directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _bury(path: Path, file: lines.Locked) -> None:

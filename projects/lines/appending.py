@@ -85,19 +85,16 @@ def serialise(record: Mapping[str, Any]) -> bytes:
 def locked(path: Path, *, lock: Path | None = None, private: bool = False) -> Iterator[Locked]:
     """Hold a file, made when it is not there, so that nobody else appends to it.
 
-    Locks the sidecar `lock`, else the file itself. `private`: the file is made 0600 and its directory is, and stays,
-    0700. The directory above has to be there. Refuses (OSError) a link, a second link, what is not a regular file, and
-    a file or directory that somebody has made read-only, whoever asks.
+    Locks the sidecar `lock`, else the file itself. `private`: the file is made 0600, its directory is, and stays, 0700,
+    and those above are made; else the directory above has to be there. Refuses (OSError) a link, a second link, what is
+    not a regular file, and a file or directory that somebody has made read-only, whoever asks.
     """
-    if not path.parent.is_dir():
-        if not path.parent.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path.parent.parent.name)
-        make_directory(path.parent, 0o700 if private else 0o777)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    directory = _open_directory(path.parent, private=private)
     mode = 0o600 if private else 0o644
     try:
-        _need_writable(os.fstat(directory).st_mode, path.parent.name)
-        if private and os.fstat(directory).st_mode & 0o077:
+        made = os.fstat(directory).st_mode
+        _need_writable(made, path.parent.name)
+        if private and made & 0o077:
             os.fchmod(directory, 0o700)
         with _held(lock.name if lock else path.name, directory, mode) as held:
             file = held if lock is None else _open(path.name, directory, mode)
@@ -117,6 +114,19 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
     make_directory(path.parent, mode)
     path.mkdir(mode, exist_ok=True)
     _sync_directory(path.parent)
+
+
+def _open_directory(path: Path, *, private: bool) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        if private:
+            make_directory(path)
+        else:
+            path.mkdir(exist_ok=True)
+            _sync_directory(path.parent)
+    return os.open(path, flags)
 
 
 def _open(name: str, directory: int, mode: int) -> int:
@@ -171,6 +181,8 @@ def _still_names(file: int, name: str, directory: int) -> bool:
 
 def _tail_start(file: int, size: int) -> int:
     """Return the offset after the last LF: the size when nothing is torn."""
+    if size and os.pread(file, 1, size - 1) == b"\n":
+        return size
     end = size
     while end > 0:
         begin = max(0, end - CHUNK)

@@ -5,13 +5,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from projects import history
 from projects.history import Line, Outcome, Run, Runs
 
 pytestmark = pytest.mark.pure
+# A busy machine is no failure.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -111,7 +113,7 @@ class TestReading:
         with pytest.raises(FileNotFoundError):
             history.read(tmp_path, 9)
 
-    @settings(max_examples=50)
+    @settings(CALM, max_examples=50)
     @given(content=st.binary(max_size=200))
     def test_any_bytes(self, tmp_path_factory, content):
         root = tmp_path_factory.mktemp("any")
@@ -272,7 +274,7 @@ class TestRuns:
         assert (run.merge_state, run.ended_by) == (state, "loop_completed")
         assert run.merge_reason == ("" if state in {"queued", "merging", "merged"} else "why")
 
-    @settings(max_examples=80)
+    @settings(CALM, max_examples=80)
     @given(
         st.lists(
             st.tuples(
