@@ -85,16 +85,20 @@ def look(place: Place, *, by: By = SWEEP, now: datetime) -> int:
 
 
 def notice(path: str) -> None:
-    """Have the second pool take in a file that has changed, when it is a journal."""
+    """Have the second pool take in a file that has changed, when it is a journal.
+
+    Whose it is is asked there: the thread that watches has no connection that anybody closes.
+    """
     # The queue's file is made at import; commands that need none load this too.
     from projects import jobs
 
-    if (place := places.place_of(path)) is not None:
-        jobs.submit(f"intake {place.path}", _look, place)
+    if path.endswith(".jsonl"):
+        jobs.submit(f"intake {path}", _look, path)
 
 
-def _look(place: Place) -> int:
-    return look(place, now=timezone.now())
+def _look(path: str) -> int:
+    place = places.place_of(path)
+    return 0 if place is None else look(place, now=timezone.now())
 
 
 def _take_in(place: Place, descriptor: int, by: By, now: datetime) -> int:
