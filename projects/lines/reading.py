@@ -7,7 +7,6 @@ behind it.
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,7 +20,9 @@ RAW_SHOWN = 500
 CHUNK = 256 * 1024
 BOM = b"\xef\xbb\xbf"
 # No number beyond 64 bits: few programs that read JSON can hold it, and what we tell has to be read again.
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+# Nineteen digits in a row may be one; found by telling digits from the rest, ten times as fast as by a pattern.
+_DIGITS = bytes(48 if 48 <= code <= 57 else 32 for code in range(256))
+_LONG_NUMBER = b"0" * 19
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 
 
@@ -84,7 +85,7 @@ def parse(text: bytes) -> tuple[dict[str, Any] | None, str]:
     """Return (object, "") or (None, problem) of one line without its LF."""
     if len(text) >= MAX_LINE or b"\0" in text:
         return None, Problem.OVERSIZE if len(text) >= MAX_LINE else Problem.NUL
-    has_long_number = _LONG_NUMBER.search(text) is not None
+    has_long_number = _LONG_NUMBER in text.translate(_DIGITS)
     try:
         value = _loads(text, exact=has_long_number)
     except UnicodeDecodeError:
