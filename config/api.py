@@ -17,6 +17,7 @@ from kanban.api import router as kanban_router
 from projects.access import need
 from projects.api import events_router, me_router
 from projects.api import router as ralph_router
+from projects.api.journals import history_router, journal_router
 from projects.errors import DomainError, Forbidden
 from projects.states import Role
 from services.api import loops_router
@@ -105,6 +106,8 @@ def _internal(request: HttpRequest, error: Exception) -> HttpResponse:
 
 api.add_router("/ralph", ralph_router)
 api.add_router("/ralph", loops_router)
+api.add_router("/ralph", history_router)
+api.add_router("/journal", journal_router)
 api.add_router("/events", events_router)
 api.add_router("/me", me_router)
 api.add_router("/managed-processes", processes_router)

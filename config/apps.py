@@ -8,6 +8,15 @@ class AndonConfig(AppConfig):
 
     def ready(self) -> None:
         from config import checks  # noqa: F401 (registers the system checks)
+        from projects import keeping
+
+        keeping.live_streams.append(_live_streams)
+
+
+def _live_streams() -> set[str]:
+    from config.queries import live_streams
+
+    return live_streams()
 
 
 class AndonAdminConfig(admin_apps.AdminConfig):

@@ -68,6 +68,9 @@ class Environment:
     email_from: str = ""
     # Where days begin and end in sums of costs.
     time_zone: str = "UTC"
+    # Where turn journals lie, and whether a worker that starts calls interrupted what nobody works on.
+    journal_roots: tuple[Path, ...] = ()
+    recover: bool = True
 
     @property
     def is_loopback(self) -> bool:
@@ -127,6 +130,10 @@ def read(environ: Mapping[str, str]) -> Environment:
         email_url=_email_url(environ.get("EMAIL_URL", "").strip()),
         email_from=_email_from(environ.get("ANDON_EMAIL_FROM", "").strip()),
         time_zone=_zone(environ.get("ANDON_TIME_ZONE", "").strip() or "UTC"),
+        journal_roots=_roots(
+            environ.get("ANDON_JOURNAL_ROOTS", "").strip() or f"{home}/journals", "ANDON_JOURNAL_ROOTS"
+        ),
+        recover=_switch(environ, "ANDON_RECOVER", default=True),
     )
 
 
@@ -250,13 +257,14 @@ def _home(text: str) -> Path:
     return home
 
 
-def _roots(text: str) -> tuple[Path, ...]:
+def _roots(text: str, variable: str = "ANDON_WORKSPACE") -> tuple[Path, ...]:
     roots = [Path(part).expanduser() for part in text.split(":") if part.strip()]
     for root in roots:
         if not root.is_absolute():
-            raise Nonsense(f"ANDON_WORKSPACE holds {str(root)!r}. Give absolute paths, separated by colons.")
+            raise Nonsense(f"{variable} holds {str(root)!r}. Give absolute paths, separated by colons.")
         if root == Path("/"):
-            raise Nonsense("ANDON_WORKSPACE is the whole file system. Give the directory that holds your projects.")
+            held = "your projects" if variable == "ANDON_WORKSPACE" else "the journals"
+            raise Nonsense(f"{variable} is the whole file system. Give the directory that holds {held}.")
     return tuple(dict.fromkeys(Path(os.path.realpath(root)) for root in roots))
 
 

@@ -20,15 +20,15 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from kanban.pages import needs as work
-from projects import costs
+from projects import costs, sessions, timelines
 from projects import queries as projects
 from projects.models import Event, Preference, Project, Story
 from projects.relay import floor, head, relay
 from projects.states import ProjectStatus, Role, StoryState
 from services import pages as processes
 from services import queries as services
-from services.models import WorkerHost
-from services.states import HostStatus
+from services.models import ManagedProcess, WorkerHost
+from services.states import LIVE, HostStatus
 
 RUNNING_SHOWN = 12
 NEEDS_SHOWN = 50
@@ -132,6 +132,7 @@ def needs(
             found.append(_need("bad", _("%s has failed") % row.slug, reason, url, row.written_at))
     found.extend(_blocked_stories(rows))
     found.extend(processes.need(row, now) for row in processes.attention(now, NEEDS_SHOWN))
+    found.extend(_journal_needs(now))
     order = {"special": 0, "bad": 1, "warn": 2}
     return sorted(found, key=lambda need: order[need["severity"]])
 
@@ -148,6 +149,15 @@ def _blocked_stories(rows: Iterable[Project]) -> list[dict[str, Any]]:
         url = story.get_absolute_url()
         again = {"act_url": f"{url}requeue/", "act_label": _("Open again…")}
         found.append({**_need("special", title, reason, url, story.project.written_at), **again})
+    return found
+
+
+def _journal_needs(now: datetime) -> list[dict[str, Any]]:
+    """Return what is odd in the journals, one line a kind; one query."""
+    found = []
+    for row in sessions.needs(now):
+        severity, title, reason = timelines.need_words(row["kind"], row["count"])
+        found.append(_need(severity, title, reason, "/audit/", None))
     return found
 
 
@@ -214,6 +224,12 @@ def checklist(rows: list[Project], hosts: list[WorkerHost], made: set[str], *, r
 
 def _step(label: str, done: bool, hint: str, url: str) -> dict[str, Any]:
     return {"label": label, "done": done, "hint": hint, "url": url}
+
+
+def live_streams() -> set[str]:
+    """Return what names a process that lives, in case a turn bears that name as its stream: nobody else may end it."""
+    rows = ManagedProcess.objects.filter(status__in=sorted(LIVE)).values_list("project", "name", "owner_wi")
+    return {name for project, own, item in rows for name in (own, f"{project}/{own}", item) if name}
 
 
 def facts() -> list[dict[str, Any]]:

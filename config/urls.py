@@ -4,6 +4,7 @@ from django.urls import include, path
 from config.api import api
 from config.views import board, errors, finding, notices, probes, settings, signing
 from kanban.urls import run_patterns
+from projects.urls import journal_patterns
 from projects.views import cost_export, cost_report
 from services.urls import loop_patterns
 
@@ -15,6 +16,7 @@ urlpatterns = [
     path("services/", include("services.urls")),
     path("kanban/", include("kanban.urls")),
     path("runs/", include(run_patterns)),
+    path("", include(journal_patterns)),
     path("costs/", cost_report, name="costs"),
     path("costs/export.csv", cost_export, name="costs-export"),
     path("events/", board.events, name="events"),

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
-from projects import jobs, undoing
+from projects import intake, jobs, keeping, undoing
 from projects.errors import Conflict
 from projects.events import By
 from projects.importer.watcher import Watcher
@@ -28,7 +28,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._lock = -1
-        self._watcher = Watcher()
+        self._watcher = Watcher(beside=intake.places.directories, noticed=intake.notice)
         self.host: WorkerHost | None = None
 
     def run(self) -> None:
@@ -49,6 +49,7 @@ class Worker:
         strangers.install(strangers.Strangers(kernel, born_at=timezone.now()))
         lifecycle.on_loop.append(sweeps.import_loop)
         undoing.tidy()
+        log.info("journals: %s", keeping.begin(now=timezone.now()))
         kernel.start()
         prober.start()
         try:

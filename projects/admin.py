@@ -17,17 +17,23 @@ from projects import access, importer, queries
 from projects.bench import ByRole, ReadOnly, state_badge
 from projects.errors import DomainError
 from projects.events import writing
+from projects.lifecycle import journals
 from projects.models import (
     ApiToken,
     Event,
     EventFloor,
     Iteration,
+    JournalFile,
+    JournalRecord,
+    LoopRun,
     LoopStop,
     Preference,
     Project,
     Rollback,
     SignInLink,
     Story,
+    Tombstone,
+    Turn,
     UsageEntry,
 )
 
@@ -113,6 +119,60 @@ class RollbackAdmin(ReadOnly):
     list_display = ("id", "project", "badge", "story_key", "reverted_commit", "asked_by", "code", "page_link")
     list_filter = ("status",)
     search_fields = ("project", "story_key", "reverted_commit", "new", "code", "asked_by")
+
+
+@admin.register(JournalFile)
+class JournalFileAdmin(ReadOnly):
+    list_display = ("name", "family", "generation", "state", "committed_line", "malformed", "written_at", "page_link")
+    list_filter = ("family", "state", "node")
+    search_fields = ("name", "root")
+    actions = ("read_again",)
+
+    @admin.action(description=_("Look at the files of the selected journals again"))
+    def read_again(self, request: HttpRequest, rows: QuerySet[JournalFile]) -> None:
+        """Forget what the kernel said of the files, so that the next look opens them; no line is read twice."""
+        count = journals.look_again(rows)
+        messages.success(request, _("%d journals are looked at again.") % count)
+
+
+@admin.register(JournalRecord)
+class JournalRecordAdmin(ReadOnly):
+    """Every line that was read, as it was."""
+
+    list_display = ("id", "file", "line_no", "status", "kind", "key", "at")
+    list_filter = ("status",)
+    search_fields = ("key", "kind")
+    list_select_related = ("file",)
+    show_full_result_count = False
+
+    def page_link(self, row: JournalRecord) -> str:
+        return ""
+
+
+@admin.register(Turn)
+class TurnAdmin(ReadOnly):
+    list_display = ("session_id", "turn_id", "effective_state", "collides", "submitted_at", "ended_at", "page_link")
+    list_filter = ("effective_state", "pending", "collides")
+    search_fields = ("session_id", "turn_id")
+    show_full_result_count = False
+
+
+@admin.register(LoopRun)
+class LoopRunAdmin(ReadOnly):
+    list_display = ("project", "key", "started_at", "ended_by", "reason", "ambiguous", "merge_state", "page_link")
+    list_filter = ("ended_by", "ambiguous", "merge_state")
+    search_fields = ("project", "key", "reason")
+
+
+@admin.register(Tombstone)
+class TombstoneAdmin(ReadOnly):
+    """Sessions that were deleted."""
+
+    list_display = ("session_id", "deleted_by", "deleted_at", "buried_at")
+    search_fields = ("session_id", "deleted_by")
+
+    def page_link(self, row: Tombstone) -> str:
+        return ""
 
 
 @admin.register(ApiToken)

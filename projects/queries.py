@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -19,6 +19,9 @@ DEFAULT_ITERATION_S = 12 * 60
 ENOUGH_ITERATIONS = 3
 STALLED_FACTOR = 3
 CLOSED = frozenset({"passed", "failed", "blocked"})
+# What in the journals is of interest to a person still, and when a turn without an end is late.
+NEWS = timedelta(days=1)
+PENDING = timedelta(minutes=10)
 LIGHT = ("document", "shown_stories", "description", "fingerprints")
 
 

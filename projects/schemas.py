@@ -4,6 +4,7 @@ from datetime import date, datetime
 from typing import Any
 
 from ninja import Schema
+from pydantic import ConfigDict, Field
 
 
 class ErrorOut(Schema):
@@ -144,3 +145,181 @@ class UsageOut(Schema):
     unknown_cost_runs: int
     tokens: int | None
     fetchedAt: datetime  # noqa: N815
+
+
+class WrittenOut(Schema):
+    """An event exactly as it was written: all its fields, those that its writer invented too."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class SessionRowOut(Schema):
+    session_id: str
+    turns: int
+    pending: int
+    collisions: int
+    malformed: int
+    updated_at: datetime | None
+    state: str
+
+
+class SessionsOut(Schema):
+    sessions: list[SessionRowOut]
+    page: int
+    pages: int
+    total: int
+
+
+class MalformedOut(Schema):
+    """A line that is no event: `raw` is escaped and cut at 500 characters."""
+
+    line: int
+    offset: int
+    raw: str
+    sha256: str
+    kind: str
+
+
+class TurnOut(Schema):
+    """One turn; times are epoch seconds. What its submitted event said is whatever its writer put there."""
+
+    turn_id: str
+    raw_state: str
+    effective_state: str
+    terminal: bool
+    collision: bool
+    stream_id: str | None
+    role: Any
+    content: Any
+    attachments: Any
+    workspace: Any
+    model: Any
+    model_provider: Any
+    assistant_message_index: Any
+    reason: str | None
+    submitted_at: float | None
+    updated_at: float | None
+    ended_at: float | None
+    events: int
+    first_line: int
+    last_line: int
+
+
+class CollisionOut(Schema):
+    turn_id: str
+    duplicate: bool
+    events: list[dict[str, Any]]
+
+
+class SessionOut(Schema):
+    """`next` is what to ask for as `after`, null at the end; `source` says whether the file is here."""
+
+    session_id: str
+    events: list[dict[str, Any]]
+    malformed: list[MalformedOut]
+    turns: list[TurnOut]
+    collisions: list[CollisionOut]
+    total_events: int
+    next: int | None
+    unterminated: bool
+    source: str
+
+
+class FindingOut(Schema):
+    session_id: str | None
+    turn_id: str | None
+    kind: str
+    detail: str
+    recommendation: str
+
+
+class AuditOut(Schema):
+    findings: list[FindingOut]
+    count: int
+
+
+class RecoverIn(Schema):
+    """`live_streams` are those that the caller knows to be worked on; `dry_run` only says what would be added."""
+
+    live_streams: list[str] = Field(default=[], max_length=10_000)
+    dry_run: bool = False
+
+
+class RecoverOut(Schema):
+    """How many turns were called interrupted, in which sessions, and which sessions could not be mended and why."""
+
+    added: int
+    by_session: dict[str, int]
+    failed: dict[str, str]
+
+
+class SummaryOut(Schema):
+    prompt: str | None
+    started_at: str | None
+    iterations_completed: int
+    iterations_failed: int
+    events_published: int
+    completed: bool
+    completion_reason: str | None
+    ended_at: str | None
+    terminated: bool
+    termination_signal: str | None
+    merge_commit: str | None
+    merge_failed: bool
+    merge_failure_reason: str | None
+
+
+class RunOut(Schema):
+    """One run of a loop. `ambiguous`: it cannot be told which of several runs an end belonged to."""
+
+    key: str
+    first_line: int
+    last_line: int
+    prompt: str
+    pid: int | None
+    started_at: datetime | None
+    last_at: datetime | None
+    ended_at: datetime | None
+    ended_by: str
+    reason: str
+    ambiguous: bool
+    resumed: int
+    iteration: int
+    iterations_started: int
+    iterations_completed: int
+    iterations_failed: int
+    events_published: int
+    merge_state: str
+    merge_commit: str
+    merge_reason: str
+    outcome: str
+
+
+class LoopOut(Schema):
+    id: str
+    pid: int | None
+    started_at: datetime | None
+    prompt: str
+    worktree: str
+    state: str
+
+
+class MergeOut(Schema):
+    loop: str
+    state: str
+    commit: str
+    reason: str
+    at: datetime | None
+
+
+class HistoryOut(Schema):
+    """`events` as they stand in the file, the newest last; `loops` and `merges` from the files beside it."""
+
+    slug: str
+    events: list[dict[str, Any]]
+    summary: SummaryOut
+    runs: list[RunOut]
+    malformed: list[MalformedOut]
+    loops: list[LoopOut]
+    merges: list[MergeOut]
+    problems: list[str]

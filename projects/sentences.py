@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 Payload = dict[str, Any]
 
@@ -104,6 +104,28 @@ def _until(text: str) -> Callable[[dict[str, str], Payload], str]:
         return _(text) % {**context, "at": at[:16].replace("T", " ") if isinstance(at, str) else "?"}
 
     return tell
+
+
+def _ends(text: str) -> Callable[[dict[str, str], Payload], str]:
+    def tell(context: dict[str, str], payload: Payload) -> str:
+        told, ends = _(text) % context, payload.get("ends")
+        return f"{told}: {', '.join(map(str, ends))}" if isinstance(ends, list) else told
+
+    return tell
+
+
+def _recovered(context: dict[str, str], payload: Payload) -> str:
+    added = payload.get("added")
+    count = added if isinstance(added, int) else 0
+    told = ngettext(
+        "%d turn without an end was called interrupted", "%d turns without an end were called interrupted", count
+    )
+    failed = payload.get("failed")
+    return (
+        _("%(told)s; not in %(failed)s") % {"told": told % count, "failed": ", ".join(failed)}
+        if failed
+        else told % count
+    )
 
 
 def _stopping(who: str) -> Callable[[dict[str, str], Payload], str]:
@@ -336,6 +358,17 @@ SENTENCES: dict[str, Callable[[dict[str, str], Payload], str]] = {
     "rollback.undone": _says("Rollback in %(name)s came to nothing", reason="reason"),
     "loop.stalled": _stalled,
     "iteration.finished": _iteration,
+    "turn.submitted": _says("Turn %(part)s of %(slug)s was submitted"),
+    "turn.worker_started": _says("A worker began turn %(part)s of %(slug)s"),
+    "turn.assistant_started": _says("Turn %(part)s of %(slug)s is being answered"),
+    "turn.completed": _says("Turn %(part)s of %(slug)s completed"),
+    "turn.interrupted": _says("Turn %(part)s of %(slug)s was interrupted", reason="reason"),
+    "turn.collided": _ends("Turn %(part)s of %(slug)s ended more than once"),
+    "session.deleted": _says("Session %(name)s deleted"),
+    "journal.rewritten": _says("The journal of %(name)s is another file than before"),
+    "journal.missing": _says("The journal of %(name)s is gone"),
+    "journal.unreadable": _says("The journal of %(name)s cannot be read", reason="reason"),
+    "journal.recovered": _recovered,
     "worker.started": _says("Worker of %(name)s started"),
     "worker.heartbeat": _says("Worker of %(name)s ticks"),
     "worker.silent": _says("Worker of %(name)s is silent"),

@@ -79,6 +79,35 @@ ROLLBACK_MOVES: dict[str, tuple[frozenset[RollbackStatus], RollbackStatus]] = {
 ROLLBACK_OPEN = frozenset({RollbackStatus.ASKED, RollbackStatus.APPLYING})
 
 
+class JournalFamily(models.TextChoices):
+    """What a journal file tells of: turns of a session, or the loop of a project."""
+
+    TURNS = "turns"
+    HISTORY = "history"
+
+
+class JournalState(models.TextChoices):
+    """How a journal file was found at the last look; `superseded`: another file has its name now."""
+
+    READ = "read"
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    SUPERSEDED = "superseded"
+
+
+class RecordStatus(models.TextChoices):
+    """What a line that was read is."""
+
+    EVENT = "event"
+    MALFORMED = "malformed"
+    SUPERSEDED = "superseded"
+
+
+RECORD_MOVES: dict[str, tuple[frozenset[RecordStatus], RecordStatus]] = {
+    "supersede": (frozenset({RecordStatus.EVENT, RecordStatus.MALFORMED}), RecordStatus.SUPERSEDED),
+}
+
+
 class Via(models.TextChoices):
     """The door through which a verb came."""
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.utils import timezone
 
-from projects import importer, jobs, queries
+from projects import importer, intake, jobs, queries
 from projects.events import SWEEP, record, writing
 from projects.models import Event, EventFloor, Project
 from services import processes
@@ -29,6 +29,11 @@ def look_again() -> bool:
     A first import takes seconds, and the threads of the jobs are also those that tick.
     """
     return jobs.submit("rescan", _rescan) is not None
+
+
+def read_journals() -> bool:
+    """Have the second pool compare all journals with what was read of them; False when one look was under way."""
+    return jobs.submit("journals", _read_journals) is not None
 
 
 def detect_ended(*, now: datetime) -> int:
@@ -87,6 +92,10 @@ def prune_events(*, now: datetime) -> int:
 
 def _import(path: str, now: datetime) -> bool:
     return importer.import_project(path, now=now)
+
+
+def _read_journals() -> dict[str, int]:
+    return intake.rescan(now=timezone.now())._asdict()
 
 
 def _rescan() -> dict[str, int]:

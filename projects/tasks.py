@@ -2,7 +2,7 @@
 
 from django.utils import timezone
 
-from projects import sweeps, undoing
+from projects import keeping, sweeps, undoing
 from projects.jobs import every, job
 
 
@@ -29,6 +29,16 @@ def prune_events() -> int:
 @every(seconds=5)
 def roll_back_open() -> int:
     return undoing.sweep()
+
+
+@every(seconds=10)
+def read_journals() -> bool:
+    return sweeps.read_journals()
+
+
+@every(seconds=30)
+def finish_deletions() -> int:
+    return keeping.finish_deletions(now=timezone.now())
 
 
 @job

@@ -19,6 +19,7 @@ def workspace(tmp_path: Path, settings) -> Path:
     root = tmp_path / "workspace"
     root.mkdir()
     settings.ANDON_WORKSPACE = [root]
+    settings.ANDON_JOURNAL_ROOTS = [tmp_path / "journals"]
     return root
 
 

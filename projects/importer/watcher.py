@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -31,9 +32,15 @@ log = logging.getLogger("andon.watcher")
 
 
 class Watcher:
-    """A thread that watches and submits imports to the second pool; `mode` is "inotify" or "polling"."""
+    """A thread that watches and submits imports to the second pool; `mode` is "inotify" or "polling".
 
-    def __init__(self) -> None:
+    `beside` names directories to watch that are no project's; `noticed` hears of every path that changed.
+    """
+
+    def __init__(
+        self, *, beside: Callable[[], set[str]] = set, noticed: Callable[[str], object] = lambda path: None
+    ) -> None:
+        self._beside, self._noticed = beside, noticed
         self.mode = ""
         self._stop = threading.Event()
         self._again = threading.Event()
@@ -55,7 +62,7 @@ class Watcher:
             if self._stop.is_set():
                 return
             try:
-                self._watched = watched_paths()
+                self._watched = self._wanted()
                 self._watch()
             except FileNotFoundError:
                 # A directory went away between the look and the watch.
@@ -88,7 +95,7 @@ class Watcher:
                 jobs.submit("rescan", _rescan)
             if stale or time.monotonic() - compared >= COMPARE_S:
                 compared = time.monotonic()
-                if watched_paths() != self._watched:
+                if self._wanted() != self._watched:
                     self._again.set()
 
     def _handle(self, paths: set[str]) -> bool:
@@ -97,6 +104,7 @@ class Watcher:
         roots = sorted((str(root) for root in settings.ANDON_WORKSPACE), key=len, reverse=True)
         stale = False
         for path in paths:
+            self._noticed(path)
             root = next((root for root in roots if path.startswith(root + "/")), None)
             if root is None:
                 continue
@@ -109,6 +117,9 @@ class Watcher:
                 jobs.submit("rescan", _rescan)
             stale = stale or (os.path.isdir(path) != (path in self._watched))  # noqa: PTH112 (Path raises)
         return stale
+
+    def _wanted(self) -> set[str]:
+        return watched_paths() | self._beside()
 
     def _poll(self) -> None:
         until = time.monotonic() + RETRY_S

@@ -2,6 +2,7 @@
 
 from projects.models.access import ApiToken, Preference, SignInLink, check_zone
 from projects.models.files import Iteration, Project, Story, UsageEntry
+from projects.models.journals import JournalFile, JournalRecord, LoopRun, Tombstone, Turn
 from projects.models.log import Event, EventFloor
 from projects.models.loops import LoopStop, Rollback
 
@@ -10,12 +11,17 @@ __all__ = [
     "Event",
     "EventFloor",
     "Iteration",
+    "JournalFile",
+    "JournalRecord",
+    "LoopRun",
     "LoopStop",
     "Preference",
     "Project",
     "Rollback",
     "SignInLink",
     "Story",
+    "Tombstone",
+    "Turn",
     "UsageEntry",
     "check_zone",
 ]

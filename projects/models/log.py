@@ -46,6 +46,8 @@ class Event(models.Model):
                     parts = [rest]
                 case "notice":
                     parts = [int(rest)]
+                case "turn" | "session":
+                    family, parts = ("session", parts[:1]) if rest else ("audit", [])
                 case "agent" | "token" | "worker":
                     family, parts = {"agent": "services", "token": "settings", "worker": "system"}[family], []
                 case "service" | "story" | "task":

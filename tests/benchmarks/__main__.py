@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 
 from tests.benchmarks.claims import claims
+from tests.benchmarks.journals import journals
 from tests.benchmarks.pages import pages
 from tests.benchmarks.probes import probes
 from tests.benchmarks.supervision import supervision
@@ -264,6 +265,7 @@ def main() -> None:
         "fanout": fanout,
         "import": imports,
         "status": status,
+        "journals": journals,
         "probes": probes,
         "pages": pages,
         "supervision": supervision,

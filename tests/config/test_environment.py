@@ -72,6 +72,9 @@ def test_of_many_first_starts_at_once_all_have_the_same_key(base):
         ("ANDON_HOME", "/dev/null/x", "Give a directory"),
         ("ANDON_WORKSPACE", "relative", "Give absolute paths"),
         ("ANDON_WORKSPACE", "/", "whole file system"),
+        ("ANDON_JOURNAL_ROOTS", "relative", "ANDON_JOURNAL_ROOTS holds 'relative'"),
+        ("ANDON_JOURNAL_ROOTS", "/", "whole file system"),
+        ("ANDON_RECOVER", "maybe", "on or off"),
         ("ANDON_SECRET_KEY", "short", "shorter than 32"),
         ("DATABASE_URL", "mysql://x", "not a postgres:// address"),
         ("REDIS_URL", "http://x", "not a redis:// address"),
@@ -91,6 +94,13 @@ def test_beyond_loopback_with_hosts_named(base):
     found = read({**base, "ANDON_BIND": "0.0.0.0", "ANDON_ALLOWED_HOSTS": "andon.example.org, b.example.org"})
     assert not found.is_loopback
     assert found.allowed_hosts[-2:] == ("andon.example.org", "b.example.org")
+
+
+def test_journals_lie_in_the_home_unless_told_otherwise(base, tmp_path):
+    found = read(base)
+    assert (found.journal_roots, found.recover) == ((found.home / "journals",), True)
+    found = read({**base, "ANDON_JOURNAL_ROOTS": f"{tmp_path}/a:{tmp_path}/b", "ANDON_RECOVER": "OFF"})
+    assert (found.journal_roots, found.recover) == ((tmp_path / "a", tmp_path / "b"), False)
 
 
 def test_several_roots_each_once(base, tmp_path):

@@ -1,0 +1,162 @@
+"""Pages of the journals: sessions and their turns, what is odd in them, the history of a loop."""
+
+import math
+from typing import Any
+
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+from django.views.decorators.http import require_http_methods, require_safe
+
+from projects import access, keeping, queries, sessions, timelines
+from projects.errors import DomainError, Missing
+from projects.journal import is_session_id
+from projects.pages import page
+from projects.queries import ProjectView
+from projects.states import Role
+
+SESSIONS_PAGE = 50
+TURNS_PAGE = 25
+FINDINGS_PAGE = 100
+RUNS_PAGE = 50
+FINDINGS_ON_TOP = 20
+
+
+@require_safe
+def index(request: HttpRequest) -> HttpResponse:
+    """All sessions, the one written to last first; the filter stands in the address."""
+    text = request.GET.get("q", "").strip()[:128]
+    shown = Paginator(sessions.sessions(text), SESSIONS_PAGE).get_page(request.GET.get("page"))
+    context = {"sessions": shown, "q": text, "roots": sessions.roots()}
+    return page(request, "projects/sessions.html", context, {"session-list": "projects/_sessions.html"})
+
+
+@require_safe
+def session(request: HttpRequest, session_id: str) -> HttpResponse:
+    """One session: what is odd about it, then its turns as a timeline."""
+    now = timezone.now()
+    found = sessions.session(_legal(session_id))
+    turns = Paginator(timelines.turn_rows(found), TURNS_PAGE).get_page(request.GET.get("page"))
+    odd = timelines.findings(sessions.findings_of(session_id, now))
+    context = {
+        "session_id": session_id,
+        "turns": turns,
+        "findings": odd[:FINDINGS_ON_TOP],
+        "findings_left": max(0, len(odd) - FINDINGS_ON_TOP),
+        "malformed": found["malformed"],
+        "total_events": found["total_events"],
+        "is_gone": found["source"] != "file",
+    }
+    return page(request, "projects/session.html", context, {"session": "projects/_session.html"})
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def delete_session(request: HttpRequest, session_id: str) -> HttpResponse:
+    """Ask, then delete a session."""
+    access.need(request.identity, Role.OPERATOR)  # type: ignore[attr-defined]
+    _legal(session_id)
+    if request.method == "POST":
+        try:
+            keeping.delete(session_id, by=access.actor(request), now=timezone.now())
+        except DomainError as refusal:
+            messages.error(request, refusal.detail)
+            return HttpResponseRedirect(f"/sessions/{session_id}/")
+        messages.success(request, _("Session %s is deleted.") % session_id)
+        return HttpResponseRedirect("/sessions/")
+    context = {
+        "title": _("Delete session %s?") % session_id,
+        "body": _("Its file and all that was read of it go, for good. Whoever still appends to it is refused."),
+        "action": request.path,
+        "label": _("Delete"),
+        "danger": True,
+        "back": f"/sessions/{session_id}/",
+    }
+    return page(request, "confirm.html", context)
+
+
+@require_safe
+def audit(request: HttpRequest) -> HttpResponse:
+    """What is odd in the journals and what to do about it, and what recover would do."""
+    now = timezone.now()
+    kind = request.GET.get("kind", "")
+    found = timelines.findings(sessions.audit(now))
+    shown = [row for row in found if row["kind"] == kind] if kind else found
+    context = {
+        "findings": Paginator(shown, FINDINGS_PAGE).get_page(request.GET.get("page")),
+        "kinds": [(each, word, sum(row["kind"] == each for row in found)) for each, word in timelines.KINDS.items()],
+        "kind": kind,
+        "total": len(found),
+        "preview": _preview(request),
+        "roots": sessions.roots(),
+    }
+    return page(request, "projects/audit.html", context, {"audit": "projects/_audit.html"})
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def recover(request: HttpRequest) -> HttpResponse:
+    """Ask, then say of turns that nobody works on that they were interrupted."""
+    access.need(request.identity, Role.OPERATOR)  # type: ignore[attr-defined]
+    if request.method == "POST":
+        try:
+            done = keeping.recover(by=access.actor(request), now=timezone.now())
+        except DomainError as refusal:
+            messages.error(request, refusal.detail)
+            return HttpResponseRedirect("/audit/")
+        told = ngettext("%d turn is called interrupted.", "%d turns are called interrupted.", done["added"])
+        messages.success(request, told % done["added"])
+        for session_id, why in done["failed"].items():
+            messages.error(request, _("%(session)s: %(why)s") % {"session": session_id, "why": why})
+        return HttpResponseRedirect("/audit/")
+    preview = _preview(request)
+    count = ngettext("%d turn", "%d turns", preview["added"]) % preview["added"]
+    context = {
+        "title": _("Recover %s?") % count,
+        "body": _(
+            "Each gets one line more that says that it was interrupted. What was asked stays, no answer is invented, "
+            "and nothing is asked again. Turns that a living process works on are left alone."
+        ),
+        "action": request.path,
+        "label": _("Recover"),
+        "back": "/audit/",
+    }
+    return page(request, "confirm.html", context)
+
+
+@require_safe
+def history(request: HttpRequest, slug: str) -> HttpResponse:
+    """What a project's loop did: its runs on an axis of time, and the last events."""
+    now = timezone.now()
+    row = queries.get_project(slug)
+    beside = sessions.beside(row)
+    shown = Paginator(sessions.runs_of(row), RUNS_PAGE).get_page(request.GET.get("page"))
+    runs = [each.run() for each in shown.object_list]
+    axis = timelines.axis([(run, sessions.is_alive(run, row, beside["living"])) for run in runs], now)
+    context: dict[str, Any] = {
+        "p": ProjectView(row, [], now),
+        "runs": shown,
+        "axis": axis,
+        "lines": [20 * lane for lane in range(axis.lanes)],
+        "summary": math.fsum(bar.took_s or 0 for bar in axis.bars),
+        "events": sessions.records_of(row),
+        **beside,
+        "merges": [(merge, timelines.MERGES.get(merge.state, "")) for merge in beside["merges"]],
+    }
+    return page(request, "projects/history.html", context, {"history": "projects/_history.html"})
+
+
+def _preview(request: HttpRequest) -> dict[str, Any]:
+    """Return what recover would do now; where it cannot be told, why."""
+    try:
+        only = sessions.pending_sessions()
+        return keeping.recover(by=access.actor(request), now=timezone.now(), dry_run=True, only=only)
+    except DomainError as refusal:
+        return {"added": 0, "by_session": {}, "failed": {"": refusal.detail}}
+
+
+def _legal(session_id: str) -> str:
+    if not is_session_id(session_id):
+        raise Missing("not-found", "No session can have this name.")
+    return session_id
