@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 
+from tests.benchmarks.board import board
 from tests.benchmarks.claims import claims
 from tests.benchmarks.pages import pages
 from tests.benchmarks.probes import probes
@@ -264,6 +265,7 @@ def main() -> None:
         "fanout": fanout,
         "import": imports,
         "status": status,
+        "board": board,
         "probes": probes,
         "pages": pages,
         "supervision": supervision,
