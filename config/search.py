@@ -172,7 +172,9 @@ def _events(words: list[str], text: str) -> Iterable[Hit]:
         for row in Event.objects.filter(pk=int(number)):
             yield _hit_of(row, f"#{row.pk}", number)
     exact = Event.objects.filter(subject=text[:LONGEST]).order_by("-id")[:LOOKED]
-    recent = Event.objects.filter(id__gt=head() - EVENTS_LOOKED_THROUGH).exclude(kind__in=("worker.heartbeat", "project.changed"))
+    recent = Event.objects.filter(id__gt=head() - EVENTS_LOOKED_THROUGH).exclude(
+        kind__in=("worker.heartbeat", "project.changed")
+    )
     seen = set()
     for row in (*exact, *recent.filter(_matching(words, "subject", "kind")).order_by("-id")[:LOOKED]):
         if row.pk not in seen:
