@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import time
 from dataclasses import asdict
+from threading import Lock
 from typing import Any
 
 import orjson
@@ -28,6 +30,10 @@ MOST_A_PASS = 500
 MOST_A_COLUMN = 10_000
 # Smaller answers are left to the middleware, which compresses more slowly.
 COMPRESSED_FROM = 10_000
+# Whose ages may be that old; and the least bytes for which keeping a body pays.
+KEPT_S = 2.0
+KEPT_FROM = 200_000
+MOST_KEPT = 4
 
 router = Router(tags=["kanban"])
 
@@ -49,13 +55,41 @@ def board(
     etag = f'W/"{latest}-{shown}"'
     answer = get_conditional_response(request, etag=etag)
     if answer is None:
-        found = queries.board(
-            **wanted, include_archived=include_archived, limit=limit, latest=latest, now=timezone.now()
-        )
-        answer = _compressed(request, orjson.dumps(found))
+        body = _recent.get(etag)
+        if body is None:
+            found = queries.board(
+                **wanted, include_archived=include_archived, limit=limit, latest=latest, now=timezone.now()
+            )
+            body = _recent.keep(etag, orjson.dumps(found))
+        answer = _compressed(request, body)
     answer["ETag"] = etag
     patch_vary_headers(answer, ["Accept-Encoding"])
     return answer
+
+
+class Recent:
+    """The large bodies of the last two seconds, by their validator: after an event all who look ask at once."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._bodies: dict[str, tuple[float, bytes]] = {}
+
+    def get(self, etag: str) -> bytes | None:
+        made_at, body = self._bodies.get(etag, (0.0, b""))
+        return body if body and time.monotonic() - made_at < KEPT_S else None
+
+    def keep(self, etag: str, body: bytes) -> bytes:
+        """Keep a body if it is large, and four of them at most; returns it."""
+        if len(body) >= KEPT_FROM:
+            with self._lock:
+                self._bodies.pop(etag, None)
+                self._bodies[etag] = time.monotonic(), body
+                while len(self._bodies) > MOST_KEPT:
+                    del self._bodies[next(iter(self._bodies))]
+        return body
+
+
+_recent = Recent()
 
 
 def _plain(text: str) -> str:

@@ -162,8 +162,7 @@ def rate_limit(task: Task, *, by: By, now: datetime) -> None:
     end_run(task, Outcome.RATE_LIMITED, by=by, now=now)
     step(task, "release", now=now, not_before=until)
     tell(task, "rate_limited", by=by, now=now, run=name, until=int(until.timestamp()))
-    if task.status == Status.READY:
-        check_budget(task, by=by, now=now)
+    check_budget(task, by=by, now=now)
     _back(task, by=by, now=now)
 
 

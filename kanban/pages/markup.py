@@ -27,6 +27,7 @@ class Writer:
         self._can_operate = can_operate
         self._is_fragment = is_fragment
         self._now = now
+        self._ages: dict[tuple[int, int], str] = {}
         self._signs = escape(static("img/status.svg"))
         self._select, self._move, self._priority = escape(_("Select")), escape(_("Move")), escape(_("Priority"))
         self._parents, self._children = escape(_("parents closed")), escape(_("children closed"))
@@ -99,9 +100,18 @@ class Writer:
 
     def _age(self, at: datetime) -> str:
         local = timezone.localtime(at)
-        text = f"{local:%Y-%m-%d %H:%M}" if self._is_fragment else escape(age(at, self._now))
+        text = f"{local:%Y-%m-%d %H:%M}" if self._is_fragment else self._ago(at)
         moment = at.astimezone(UTC).isoformat(timespec="seconds")
         return f'<time datetime="{moment}" data-age title="{local:%Y-%m-%d %H:%M:%S %Z}">{text}</time>'
+
+    def _ago(self, at: datetime) -> str:
+        """Return an age in words; of hundreds most are said alike."""
+        seconds = int((self._now - at).total_seconds())
+        size = 86_400 if seconds >= 86_400 else 3600 if seconds >= 3600 else 60 if seconds >= 60 else 1
+        key = (size, seconds // size)
+        if key not in self._ages:
+            self._ages[key] = escape(age(at, self._now))
+        return self._ages[key]
 
 
 def _text(text: str, longest: int = 0) -> str:

@@ -111,7 +111,7 @@ def iterations(request: HttpRequest, slug: str) -> HttpResponse:
     shown.object_list = _with_project(row, list(shown.object_list))
     costs.bill(row, shown.object_list)
     context = {"p": ProjectView(row, [], timezone.now()), "iterations": shown}
-    return page(request, "projects/iterations.html", context, {"iteration-list": "projects/_iteration_rows.html"})
+    return page(request, "projects/iterations.html", context, {"iteration-list": "projects/_iteration_list.html"})
 
 
 @require_safe

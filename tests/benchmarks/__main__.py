@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 
+from tests.benchmarks.board import board
 from tests.benchmarks.claims import claims
 from tests.benchmarks.journals import journals
 from tests.benchmarks.pages import pages
@@ -265,6 +266,7 @@ def main() -> None:
         "fanout": fanout,
         "import": imports,
         "status": status,
+        "board": board,
         "journals": journals,
         "probes": probes,
         "pages": pages,

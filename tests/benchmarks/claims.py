@@ -66,6 +66,7 @@ def _seed() -> None:
 
 
 def _claim(name: str) -> None:
+    from django.db import OperationalError
     from django.utils import timezone
 
     from kanban import lifecycle
@@ -81,7 +82,8 @@ def _claim(name: str) -> None:
         for task in found:
             try:
                 lifecycle.claim(task, by=By(f"token:{name}", "api"), now=timezone.now())
-            except Conflict:
+            except (Conflict, OperationalError):
+                # Somebody was faster, or kept SQLite's lock from this one for 20 s.
                 continue
             won.append(task.pk)
     print(*won)

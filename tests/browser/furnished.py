@@ -26,6 +26,8 @@ def furnish(up: Up, *, within_s: float = 60) -> dict[str, Any]:
     _task(up, "Water twice a day", "In **summer** only.", assignee="demo", parents=[blocked], priority=3)
     _task(up, "Count the birds at dawn", "Needs somebody who knows them.", triage=True)
     _task(up, "Repair the north window", "", project="greenhouse", priority=5)
+    for event in ("submitted", "worker_started"):
+        up.post("/api/journal/sessions/morning/events", {"event": event, "turn_id": "t1", "content": "Mend the gate"})
     wait_for(lambda: _status(up, done) == "done" and _status(up, blocked) == "blocked", within_s, 0.3)
     rollback = wait_for(lambda: up.events("rollback."), within_s)[0]["payload"]["rollback"]
     story = wait_for(lambda: up.events("story."), within_s)[0]["id"]
@@ -35,6 +37,7 @@ def furnish(up: Up, *, within_s: float = 60) -> dict[str, Any]:
         # The demonstration's loop is the first process, the token that reads the API the first token.
         "process": 1,
         "token": 1,
+        "session": "morning",
         "notice": notice["subscription"]["id"],
         "task": done,
         "blocked": blocked,

@@ -25,8 +25,8 @@ def change(root: Path, page: Page, passed: int) -> None:
     expect(page.locator("#stories [data-status=passed]")).to_have_count(passed, timeout=10_000)
 
 
-def test_focus_selection_scroll_and_what_is_open_survive_a_morph(open_page, garden: Path):
-    page = open_page()
+def test_focus_selection_scroll_and_what_is_open_survive_a_morph(visit, garden: Path):
+    page = visit()
     page.goto("/projects/garden/")
     live(page)
     # As a fragment with something to open: what the server sends has it closed.
@@ -51,8 +51,8 @@ def test_focus_selection_scroll_and_what_is_open_survive_a_morph(open_page, gard
     assert page.locator(".menu").evaluate("node => node.open")
 
 
-def test_what_somebody_types_is_not_written_over(open_page, garden: Path):
-    page = open_page()
+def test_what_somebody_types_is_not_written_over(visit, garden: Path):
+    page = visit()
     page.goto("/projects/")
     live(page)
     page.fill("main [data-search]", "gard")
@@ -65,13 +65,13 @@ def test_what_somebody_types_is_not_written_over(open_page, garden: Path):
     assert page.evaluate("document.activeElement.matches('[data-search]')")
 
 
-def test_keys_lead_everywhere(open_page, garden: Path):
-    page = open_page()
+def test_keys_lead_everywhere(visit, andon: Up, garden: Path):
+    page = visit()
     page.goto("/")
     for second, path in (("p", "/projects/"), ("s", "/services/"), ("e", "/events/"), ("k", "/kanban/"), ("h", "/")):
         page.keyboard.press("g")
         page.keyboard.press(second)
-        page.wait_for_url(lambda url, path=path: url.partition("?")[0].endswith(path))
+        page.wait_for_url(lambda url, path=path: url.partition("?")[0] == andon.url + path)
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.matches('header [data-find]')")
     page.keyboard.type("garden g p ?")
@@ -92,8 +92,8 @@ def test_keys_lead_everywhere(open_page, garden: Path):
     assert page.evaluate("document.activeElement.matches('header [data-find]')")
 
 
-def test_keys_can_be_switched_off(open_page):
-    page = open_page()
+def test_keys_can_be_switched_off(visit):
+    page = visit()
     page.goto("/settings/")
     page.uncheck("input[name=shortcuts]")
     page.locator("form[action='/settings/'] button").click()
@@ -108,8 +108,8 @@ def test_keys_can_be_switched_off(open_page):
     expect(page.locator("body")).to_have_attribute("data-shortcuts", "on")
 
 
-def test_success_is_told_in_the_status_region_and_a_refusal_stays(open_page):
-    page = open_page()
+def test_success_is_told_in_the_status_region_and_a_refusal_stays(visit):
+    page = visit()
     page.goto("/projects/")
     page.get_by_role("button", name="Look again").click()
     toast = page.get_by_role("status").filter(has_text="The worker looks at all projects now.")
@@ -122,8 +122,8 @@ def test_success_is_told_in_the_status_region_and_a_refusal_stays(open_page):
     expect(page.locator("main")).to_contain_text("There is no project no-such-project.")
 
 
-def test_motion_stops_for_those_who_asked_for_none(open_page, garden: Path):
-    page = open_page(reduced_motion="reduce")
+def test_motion_stops_for_those_who_asked_for_none(visit, garden: Path):
+    page = visit(reduced_motion="reduce")
     page.goto("/help/")
     page.wait_for_timeout(300)
     assert page.evaluate("document.getAnimations().length") == 0
@@ -131,16 +131,16 @@ def test_motion_stops_for_those_who_asked_for_none(open_page, garden: Path):
     assert page.evaluate("document.getAnimations().length") > 0
 
 
-def test_at_twice_the_size_nothing_is_cut_off(open_page, garden: Path):
+def test_at_twice_the_size_nothing_is_cut_off(visit, garden: Path):
     """1,280 pixels at 200 % are 640: what fits there fits when zoomed."""
-    page = open_page(viewport={"width": 640, "height": 450})
+    page = visit(viewport={"width": 640, "height": 450})
     for path in ("/", "/projects/garden/", "/services/", "/kanban/", "/events/", "/help/", "/settings/", "/system/"):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 640, path
 
 
-def test_forced_colours_leave_every_state_its_shape_and_word(open_page):
-    page = open_page(forced_colors="active")
+def test_forced_colours_leave_every_state_its_shape_and_word(visit):
+    page = visit(forced_colors="active")
     page.goto("/help/")
     for badge in page.locator("#legend .status").all()[:12]:
         assert badge.inner_text().strip()
@@ -149,9 +149,9 @@ def test_forced_colours_leave_every_state_its_shape_and_word(open_page):
         assert box["width"] >= 10
 
 
-def test_a_finger_finds_everything(open_page, garden: Path):
+def test_a_finger_finds_everything(visit, garden: Path):
     """44 pixels for whatever is pressed, on a phone; links in running text and lists are 24."""
-    page = open_page(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     small = {}
     for path in ("/", "/projects/", "/projects/garden/", "/services/new/", "/settings/", "/events/", "/search/"):
         page.goto(path)

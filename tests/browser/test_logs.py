@@ -82,8 +82,8 @@ def lines(page: Page) -> int:
     return count
 
 
-def test_fifty_megabytes_at_two_thousand_lines_a_second(open_page, log: Path):
-    page = open_page()
+def test_fifty_megabytes_at_two_thousand_lines_a_second(visit, log: Path):
+    page = visit()
     page.goto("/projects/chatty/iterations/1/")
     live(page)
     expect(page.locator(".log-state")).to_have_text("Following")
@@ -112,8 +112,8 @@ def test_fifty_megabytes_at_two_thousand_lines_a_second(open_page, log: Path):
     assert page.watched.complaints == []
 
 
-def test_scrolling_up_pauses_and_new_lines_are_counted(open_page, log: Path):
-    page = open_page()
+def test_scrolling_up_pauses_and_new_lines_are_counted(visit, log: Path):
+    page = visit()
     with log.open("a") as out:
         out.write("".join(f"line {number}\n" for number in range(300)))
     page.goto("/projects/chatty/iterations/1/")
@@ -133,8 +133,8 @@ def test_scrolling_up_pauses_and_new_lines_are_counted(open_page, log: Path):
     expect(view.locator(".line").last).to_have_text("it follows again")
 
 
-def test_a_line_has_an_address_that_leads_back_to_it(open_page, log: Path):
-    page = open_page()
+def test_a_line_has_an_address_that_leads_back_to_it(visit, log: Path):
+    page = visit()
     with log.open("a") as out:
         out.write("".join(f"numbered {number:04}\n" for number in range(500)))
     page.goto("/projects/chatty/iterations/1/")
@@ -148,8 +148,8 @@ def test_a_line_has_an_address_that_leads_back_to_it(open_page, log: Path):
     expect(page.locator(".log-lines .is-target")).to_be_in_viewport()
 
 
-def test_the_whole_log_is_one_download_away(open_page, log: Path):
-    page = open_page()
+def test_the_whole_log_is_one_download_away(visit, log: Path):
+    page = visit()
     page.goto("/projects/chatty/iterations/1/")
     with page.expect_download() as caught:
         page.get_by_role("link", name="Download").click()

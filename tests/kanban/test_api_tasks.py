@@ -5,6 +5,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
@@ -137,10 +138,11 @@ def test_what_nobody_knows_is_overlooked(ask):
 def test_making_a_task_takes_few_queries(ask, django_assert_max_num_queries):
     asker = ask()
     parents = [asker.task()["id"] for _ in range(3)]
-    # The token, a savepoint and its end around the row, the row, the events.
-    with django_assert_max_num_queries(7):
+    # The token, a savepoint and its end around the row, the row, the events; PostgreSQL has two before those.
+    more = 2 if connection.vendor == "postgresql" else 0
+    with django_assert_max_num_queries(7 + more):
         asker.task()
-    with django_assert_max_num_queries(10):
+    with django_assert_max_num_queries(10 + more):
         asker.task(parents=parents, idempotency_key="k")
 
 

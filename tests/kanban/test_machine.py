@@ -30,7 +30,7 @@ from services.states import Status as ProcessStatus
 from tests.kanban import rows
 from tests.kanban.rows import ANNA, NODE, as_run
 
-MAX_EXAMPLES = 30
+MAX_EXAMPLES = 20
 STEPS = 40
 EPOCH = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 NUMBER = some.integers(0, 5)
