@@ -57,7 +57,7 @@ def role_of(user: Any) -> Role | None:
     """Return a user's greatest role by group; superusers are admins, others without a group have none."""
     if not user.is_authenticated or not user.is_active:
         return None
-    held: Iterable[str] | None = vars(user).get("held")
+    held: Iterable[str] | None = getattr(user, "held", None)
     return _greatest(user.is_superuser, user.groups.values_list("name", flat=True) if held is None else held)
 
 
