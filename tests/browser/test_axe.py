@@ -32,7 +32,7 @@ def andon(tmp_path_factory) -> Iterator[Up]:
     """One `up --demo` for all; what it started is killed at the end."""
     up = None
     try:
-        with running(tmp_path_factory.mktemp("axe"), "--demo", "--pace", "0.4", env=ENV) as up:
+        with running(tmp_path_factory.mktemp("axe"), "--demo", "--pace", "0.1", env=ENV) as up:
             yield up
     finally:
         if up:
@@ -41,7 +41,8 @@ def andon(tmp_path_factory) -> Iterator[Up]:
 
 @pytest.fixture(scope="module")
 def facts(andon: Up) -> dict[str, Any]:
-    wait_for(lambda: andon.events("iteration."), 90)
+    # A rollback is offered once nothing works on the files any more.
+    wait_for(lambda: andon.events("loop.completed"), 120)
     return furnish(andon)
 
 
