@@ -43,7 +43,7 @@ class Weight:
 
 
 def weigh(page: Page, path: str, *, timed: bool = True) -> Weight:
-    """Open a page as if for the first time and return what it took; not `timed`, without its times, which takes less."""
+    """Open a page as if for the first time; not `timed`, without the times, which is sooner done."""
     session = page.context.new_cdp_session(page)
     kinds: dict[str, str] = {}
     sizes: dict[str, int] = {}
