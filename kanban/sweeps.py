@@ -50,13 +50,7 @@ def run_pass(nodes: list[str], *, limit: int, dry_run: bool = False, by: By, now
         done.reclaimed = sum(not is_alive(run, now) for run in _expired(now))
         done.promoted = _promotable().count()
     else:
-        done.reclaimed = len(release_expired(now=now))
-        done.crashed = detect_crashed(now=now)
-        done.timed_out = time_out(now=now)
-        done.promoted = promote_ready(now=now)
-        failed = [*done.crashed, *done.timed_out]
-        blocked = Task.objects.filter(pk__in=failed, status=Status.BLOCKED, block_kind=BlockKind.BREAKER)
-        done.auto_blocked = sorted(blocked.values_list("pk", flat=True))
+        mend(done, now=now)
     claimed = dispatch.claim_ready(nodes, limit=limit, dry_run=dry_run, by=by, now=now)
     done.spawned = claimed.spawned
     done.skipped_unassigned, done.skipped_nonspawnable = claimed.skipped_unassigned, claimed.skipped_nonspawnable
@@ -67,10 +61,24 @@ def run_pass(nodes: list[str], *, limit: int, dry_run: bool = False, by: By, now
     return done, claimed.runs
 
 
+def mend(done: Pass, *, now: datetime) -> None:
+    """Mend all that time, deaths and lost messages have left undone, and note it in a pass."""
+    done.reclaimed = len(release_expired(now=now))
+    done.crashed = detect_crashed(now=now)
+    done.timed_out = time_out(now=now)
+    lift_blocks(now=now)
+    done.promoted = promote_ready(now=now)
+    stop_superseded(now=now)
+    failed = [*done.crashed, *done.timed_out]
+    blocked = Task.objects.filter(pk__in=failed, status=Status.BLOCKED, block_kind=BlockKind.BREAKER)
+    done.auto_blocked = sorted(blocked.values_list("pk", flat=True))
+
+
 def tick() -> dict[str, Any] | None:
-    """Run the periodic pass of this host, unless it is switched off; returns its counts."""
+    """Run the periodic pass of this host; while it is switched off, only mend. Returns its counts, None then."""
     now = timezone.now()
     if not settings.ANDON_DISPATCH or lifecycle.the_board().paused_at is not None:
+        mend(Pass(), now=now)
         return None
     nodes = [node for node in dispatch.ticking(now) if node == settings.ANDON_NODE]
     done, _ = run_pass(nodes, limit=settings.ANDON_WORKERS_PER_HOST, by=SWEEP, now=now)

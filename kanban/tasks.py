@@ -11,36 +11,6 @@ def run_pass() -> dict[str, int] | None:
     return sweeps.tick()
 
 
-@every(seconds=5)
-def release_expired() -> int:
-    return len(sweeps.release_expired(now=timezone.now()))
-
-
-@every(seconds=5)
-def detect_crashed() -> int:
-    return len(sweeps.detect_crashed(now=timezone.now()))
-
-
-@every(seconds=5)
-def promote_ready() -> int:
-    return sweeps.promote_ready(now=timezone.now())
-
-
-@every(seconds=5)
-def time_out() -> int:
-    return len(sweeps.time_out(now=timezone.now()))
-
-
-@every(seconds=5)
-def lift_blocks() -> int:
-    return sweeps.lift_blocks(now=timezone.now())
-
-
-@every(seconds=1)
-def stop_superseded() -> int:
-    return sweeps.stop_superseded(now=timezone.now())
-
-
 @every(seconds=1)
 def settle_left() -> int:
     return sweeps.settle_left()
