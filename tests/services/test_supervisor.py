@@ -277,8 +277,10 @@ class TestFirstHealth:
 
     def test_an_exit_ends_the_wait_at_once(self, world: World) -> None:
         row = world.make(Status.STARTING)
+        with (world.logs / row.log_name).open("a") as log:
+            log.write("boom\n")
         world.crash(row, 2)
-        assert world.row(row).last_error.startswith("exit code 2\n")
+        assert world.row(row).last_error == "exit code 2\nboom"
         assert world.prober.flights == {}
 
     def test_the_policy_holds_before_it_was_ever_healthy(self, world: World) -> None:
