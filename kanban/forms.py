@@ -44,7 +44,27 @@ class Seen(forms.Form):
     next = forms.CharField(required=False, max_length=2000, widget=forms.HiddenInput)
 
 
-class TaskForm(forms.Form):
+class Limits(forms.Form):
+    """How long, how dear and how often; empty = no limit of its own."""
+
+    max_runtime_s = _number(
+        gettext_lazy("At most so many seconds"), hint=gettext_lazy("Empty = no limit."), most=365 * 86_400
+    )
+    max_cost_usd = forms.DecimalField(
+        required=False,
+        min_value=Decimal("0.0001"),
+        max_value=Decimal(999_999),
+        decimal_places=4,
+        label=gettext_lazy("At most so many US dollars"),
+        help_text=gettext_lazy("Holds only while the agent reports its cost."),
+        widget=forms.NumberInput({"class": "short", "inputmode": "decimal", "step": "any"}),
+    )
+    failure_limit = _number(
+        gettext_lazy("Failures until the breaker opens"), hint=gettext_lazy("Empty = its profile's."), most=1000
+    )
+
+
+class TaskForm(Limits):
     """A new task."""
 
     title = forms.CharField(
@@ -80,21 +100,6 @@ class TaskForm(forms.Form):
     )
     workspace_path = _words(
         gettext_lazy("Directory"), hint=gettext_lazy("Absolute, inside a workspace root."), longest=4096
-    )
-    max_runtime_s = _number(
-        gettext_lazy("At most so many seconds"), hint=gettext_lazy("Empty = no limit."), most=365 * 86_400
-    )
-    max_cost_usd = forms.DecimalField(
-        required=False,
-        min_value=Decimal("0.0001"),
-        max_value=Decimal(999_999),
-        decimal_places=4,
-        label=gettext_lazy("At most so many US dollars"),
-        help_text=gettext_lazy("Holds only while the agent reports its cost."),
-        widget=forms.NumberInput({"class": "short", "inputmode": "decimal", "step": "any"}),
-    )
-    failure_limit = _number(
-        gettext_lazy("Failures until the breaker opens"), hint=gettext_lazy("Empty = its profile's."), most=1000
     )
     services_required = forms.BooleanField(
         required=False,
@@ -163,6 +168,10 @@ class PriorityForm(Seen):
         help_text=gettext_lazy("Higher first."),
         widget=forms.NumberInput({"class": "short"}),
     )
+
+
+class LimitForm(Limits, Seen):
+    """The limits of a task that is there."""
 
 
 class BlockForm(Seen):

@@ -193,7 +193,7 @@ def issue(
 ) -> tuple[ApiToken, str]:
     """Make a token and return it with its text, which is never to be had again.
 
-    Refuses a blank name (Rejected) and one that a live token bears (Conflict). Records token.issued.
+    Refuses a blank name (Rejected) and one that a live token bears (Conflict). Records token.issued, of a run's nothing.
     """
     name = name.strip()
     if not name or len(name) > 80:
@@ -213,7 +213,9 @@ def issue(
             created_at=now,
             expires_at=now + life if life else None,
         )
-        record("token.issued", f"token:{token.pk}", by=by, now=now, project=project, name=name, role=str(role))
+        # Of a run's token its task tells, when it starts and when it ends.
+        if not run:
+            record("token.issued", f"token:{token.pk}", by=by, now=now, project=project, name=name, role=str(role))
     return token, raw
 
 
@@ -222,7 +224,8 @@ def revoke(token: ApiToken, *, by: By, now: datetime) -> None:
     with writing():
         if not ApiToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=now):
             raise Conflict("token-revoked", f"{token.name} was revoked already.")
-        record("token.revoked", f"token:{token.pk}", by=by, now=now, project=token.project, name=token.name)
+        if not token.run:
+            record("token.revoked", f"token:{token.pk}", by=by, now=now, project=token.project, name=token.name)
 
 
 def invite(user: User, *, by: By, now: datetime) -> str:

@@ -1,12 +1,12 @@
 """Verbs over tasks, their runs, and who does them.
 
-People and programs: create edit assign prioritise comment link unlink unblock approve send_back archive reopen move_to
-release force patch. Dispatcher and runs: claim heartbeat complete block request_review. What the hosts saw: spawned
+People and programs: create edit assign prioritise limit comment link unlink unblock approve send_back archive reopen
+move_to release force patch. Dispatcher and runs: claim heartbeat complete block request_review. What the hosts saw: spawned
 exited expire time_out give_up_launch declare_services services_known. Profiles: pause resume note_found, and
 pause_dispatch resume_dispatch. Notices have modules of their own: `subscribing` is people's, `delivering` Andon's.
 """
 
-from kanban.lifecycle.creating import assign, comment, create, edit, link, prioritise, unlink
+from kanban.lifecycle.creating import assign, comment, create, edit, limit, link, prioritise, unlink
 from kanban.lifecycle.ending import (
     declare_services,
     exited,
@@ -44,6 +44,7 @@ __all__ = [
     "free",
     "give_up_launch",
     "heartbeat",
+    "limit",
     "link",
     "locked",
     "move_to",

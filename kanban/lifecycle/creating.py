@@ -1,18 +1,19 @@
-"""How tasks come to be, and what is said of them: create edit assign prioritise comment link unlink."""
+"""How tasks come to be, and what is said of them: create edit assign prioritise limit comment link unlink."""
 
 import secrets
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
 from django.db import IntegrityError
+from django.db.models import F
 
 from kanban import links
 from kanban.lifecycle.moves import free, locked, need_current, tell
 from kanban.lifecycle.promotion import settle_one
-from kanban.models import LONGEST_TEXT, LONGEST_TITLE, Comment, Link, Task
+from kanban.models import LONGEST_TEXT, LONGEST_TITLE, Comment, Link, Run, Task
 from kanban.states import CLOSED, TASK_ID, Status, WorkspaceKind
 from projects.errors import Conflict, Missing, Rejected
 from projects.events import By, writing
@@ -65,14 +66,10 @@ def create(
         "workspace_kind": workspace_kind or WorkspaceKind.SCRATCH,
         "project": _project(project),
         "idempotency_key": key,
-        "max_runtime_s": _within(max_runtime_s, "max_runtime_s", LONGEST_RUNTIME_S),
-        "max_cost_usd": max_cost_usd,
-        "failure_limit": _within(failure_limit, "failure_limit", 1000),
+        **_limits(max_runtime_s, max_cost_usd, failure_limit),
         "services_required": services_required,
     }
     _check_workspace(about["workspace_kind"], about["workspace_path"], project)
-    if max_cost_usd is not None and not (max_cost_usd.is_finite() and Decimal("0.000001") <= max_cost_usd < 999_999):
-        raise Rejected("invalid-max_cost_usd", "max_cost_usd is more than 0 dollars and less than a million.")
     wanted = list(dict.fromkeys(parents))
     with writing():
         waits = any(state not in CLOSED for state in _parents(wanted))
@@ -145,6 +142,33 @@ def prioritise(task: Task, priority: int, *, by: By, now: datetime) -> Task:
         if task.priority != wanted:
             _update(task, now, priority=wanted)
             tell(task, "priority", by=by, now=now, priority=wanted)
+    return task
+
+
+def limit(
+    task: Task,
+    *,
+    max_runtime_s: int | None,
+    max_cost_usd: Decimal | None,
+    failure_limit: int | None,
+    by: By,
+    now: datetime,
+) -> Task:
+    """Set how long a run of a task may take, what all may cost and how many may fail, None = no limit of its own.
+
+    A run that goes on has the new time from its start. Rejected out of bounds. Records task.edited.
+    """
+    fields = _limits(max_runtime_s, max_cost_usd, failure_limit)
+    with writing():
+        task = locked(task.pk)
+        changed = [name for name, value in fields.items() if getattr(task, name) != value]
+        if changed:
+            _update(task, now, **fields)
+            longest = None if max_runtime_s is None else timedelta(seconds=max_runtime_s)
+            Run.objects.filter(task=task, ended_at=None).update(
+                timeout_at=None if longest is None else F("started_at") + longest
+            )
+            tell(task, "edited", by=by, now=now, changed=sorted(changed))
     return task
 
 
@@ -270,6 +294,16 @@ def _within(number: int | None, name: str, most: int) -> int | None:
     if number is not None and not 1 <= number <= most:
         raise Rejected(f"invalid-{name}", f"{name} is a whole number from 1 to {most}.")
     return number
+
+
+def _limits(max_runtime_s: int | None, max_cost_usd: Decimal | None, failure_limit: int | None) -> dict[str, Any]:
+    if max_cost_usd is not None and not (max_cost_usd.is_finite() and Decimal("0.000001") <= max_cost_usd < 999_999):
+        raise Rejected("invalid-max_cost_usd", "max_cost_usd is more than 0 dollars and less than a million.")
+    return {
+        "max_runtime_s": _within(max_runtime_s, "max_runtime_s", LONGEST_RUNTIME_S),
+        "max_cost_usd": max_cost_usd,
+        "failure_limit": _within(failure_limit, "failure_limit", 1000),
+    }
 
 
 def _check_workspace(kind: str, path: str, project: str) -> None:

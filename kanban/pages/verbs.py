@@ -39,6 +39,7 @@ LABELS: dict[str, Promise] = {
     "reopen": gettext_lazy("Reopen"),
     "assign": gettext_lazy("Assign…"),
     "prioritise": gettext_lazy("Priority…"),
+    "limit": gettext_lazy("Limits…"),
     "edit": gettext_lazy("Edit…"),
     "archive": gettext_lazy("Archive"),
 }
@@ -57,7 +58,7 @@ _MOVES = {
     "reopen": "reopen",
     "archive": "archive",
 }
-_FORMS = frozenset({"complete", "block", "assign", "prioritise", "edit"})
+_FORMS = frozenset({"complete", "block", "assign", "prioritise", "limit", "edit"})
 
 
 def of(task: Task) -> list[Verb]:

@@ -18,6 +18,7 @@ from kanban.forms import (
     CommentForm,
     CompleteForm,
     EditForm,
+    LimitForm,
     LinkForm,
     PriorityForm,
     Seen,
@@ -40,6 +41,7 @@ FORMS: dict[str, type[Seen]] = {
     "edit": EditForm,
     "assign": AssignForm,
     "prioritise": PriorityForm,
+    "limit": LimitForm,
     "block": BlockForm,
     "complete": CompleteForm,
 }
@@ -106,6 +108,7 @@ def _initial(request: HttpRequest, task: Task) -> Typed:
         "body": task.body,
         "assignee": task.assignee,
         "priority": task.priority,
+        **{name: getattr(task, name) for name in LimitForm.base_fields if hasattr(task, name)},
         "result": task.result,
     }
 
@@ -196,6 +199,11 @@ def _prioritise(task: Task, typed: Typed, by: By) -> Task:
     return lifecycle.prioritise(task, typed["priority"], by=by, now=timezone.now())
 
 
+def _limit(task: Task, typed: Typed, by: By) -> Task:
+    limits = {name: typed[name] for name in ("max_runtime_s", "max_cost_usd", "failure_limit")}
+    return lifecycle.limit(task, **limits, by=by, now=timezone.now())
+
+
 def _block(task: Task, typed: Typed, by: By) -> Task:
     return lifecycle.block(task, typed["reason"], kind=typed["kind"], by=by, now=timezone.now())
 
@@ -221,6 +229,7 @@ VERBS: dict[str, tuple[Callable[[Task, Typed, By], Task], Said]] = {
     "block": (_block, lambda task: _("%s is blocked.") % task.pk),
     "assign": (_assign, lambda task: _("%s is assigned.") % task.pk),
     "prioritise": (_prioritise, lambda task: _("The priority of %s is set.") % task.pk),
+    "limit": (_limit, lambda task: _("The limits of %s are set.") % task.pk),
     "edit": (_edit, lambda task: _("%s is saved.") % task.pk),
 }
 
@@ -234,5 +243,6 @@ QUESTIONS: dict[str, Promise] = {
     "block": gettext_lazy("Block %s"),
     "assign": gettext_lazy("Who does %s?"),
     "prioritise": gettext_lazy("Priority of %s"),
+    "limit": gettext_lazy("Limits of %s"),
     "edit": gettext_lazy("Edit %s"),
 }

@@ -256,6 +256,50 @@ class TestAssignAndPrioritise:
         assert refusal.code == "invalid-priority"
 
 
+class TestLimit:
+    def test_limits_are_set_and_taken_away(self, now: datetime) -> None:
+        task = rows.task()
+        given = {"max_runtime_s": 60, "max_cost_usd": Decimal("2.5"), "failure_limit": 3}
+        lifecycle.limit(task, **given, by=ANNA, now=now)
+        found = rows.fresh(task)
+        assert (found.max_runtime_s, found.max_cost_usd, found.failure_limit) == (60, Decimal("2.5"), 3)
+        assert rows.last(task, "edited").payload == {"changed": sorted(given), **VIA}
+        before = rows.everything()
+        lifecycle.limit(task, **given, by=ANNA, now=now)
+        assert rows.everything() == before
+        lifecycle.limit(task, **dict.fromkeys(given), by=ANNA, now=now)
+        assert rows.fresh(task).max_runtime_s is None
+
+    def test_a_run_that_goes_on_has_the_new_time_from_its_start(self, now: datetime) -> None:
+        run = rows.started(now=now, max_runtime_s=10)
+        limits: dict[str, Any] = {"max_cost_usd": None, "failure_limit": None, "by": ANNA, "now": now}
+        lifecycle.limit(run.task, max_runtime_s=100, **limits)
+        assert rows.fresh_run(run).timeout_at == now + timedelta(seconds=100)
+        lifecycle.limit(run.task, max_runtime_s=None, **limits)
+        assert rows.fresh_run(run).timeout_at is None
+
+    def test_what_was_over_budget_goes_on_with_a_greater_one(self, now: datetime) -> None:
+        run = rows.pulled(max_cost_usd=Decimal(1), now=now)
+        lifecycle.heartbeat(run.task, cost_usd=Decimal(2), by=rows.as_run(run), now=now)
+        task = rows.fresh(run.task)
+        assert (task.status, task.block_kind) == (Status.BLOCKED, "needs_input")
+        lifecycle.limit(task, max_runtime_s=None, max_cost_usd=Decimal(9), failure_limit=None, by=ANNA, now=now)
+        lifecycle.unblock(task, by=ANNA, now=now)
+        again = rows.pulled(rows.fresh(task), now=now)
+        lifecycle.heartbeat(again.task, cost_usd=Decimal(3), by=rows.as_run(again), now=now)
+        assert rows.fresh(task).status == Status.RUNNING
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("max_runtime_s", 0), ("max_cost_usd", Decimal(0)), ("max_cost_usd", Decimal("NaN")), ("failure_limit", 1001)],
+    )
+    def test_nonsense_is_refused(self, now: datetime, name: str, value: Any) -> None:
+        task = rows.task()
+        given = {**dict.fromkeys(("max_runtime_s", "max_cost_usd", "failure_limit")), name: value}
+        refusal = rows.unchanged(lambda: lifecycle.limit(task, **given, by=ANNA, now=now))
+        assert refusal.code == f"invalid-{name}"
+
+
 class TestComment:
     def test_a_person_says_who_says_it(self, now: datetime) -> None:
         task = rows.task()

@@ -89,7 +89,7 @@ class TestTask:
         task = make_task_in(status)
         view = sign_in().get(task.get_absolute_url()).context["v"]
         offered, refused = {verb.name for verb in view.verbs}, {verb.name: verb.why for verb in view.refused}
-        assert len(offered) + len(refused) == 15
+        assert len(offered) + len(refused) == 16
         assert all(refused.values())
         assert offered & refused.keys() == set()
 
@@ -127,6 +127,16 @@ class TestTask:
         assert "three" in text_of(answer)
         assert "two" in text_of(answer)
         assert rows.fresh(task).title == "Before"
+
+    def test_limits_are_shown_and_set(self, sign_in, make_task_in):
+        task = make_task_in("ready", max_runtime_s=90)
+        client, address = sign_in(), f"/kanban/tasks/{task.pk}/limit/"
+        assert 'value="90"' in text_of(client.get(address))
+        answer = client.post(address, {"max_runtime_s": "", "max_cost_usd": "2.5", "failure_limit": "2"})
+        assert answer.status_code == 302
+        task.refresh_from_db()
+        assert (task.max_runtime_s, float(task.max_cost_usd), task.failure_limit) == (None, 2.5, 2)
+        assert client.post(address, {"max_cost_usd": "-1"}).status_code == 422
 
     def test_comments_and_links(self, sign_in, make_task):
         task, other = make_task("One"), make_task("Other")
