@@ -1,8 +1,8 @@
 """Verbs over tasks, their runs, and who does them.
 
 People and programs: create edit assign prioritise limit comment link unlink unblock approve send_back archive reopen
-move_to release force patch. Dispatcher and runs: claim heartbeat complete block request_review. What the hosts saw: spawned
-exited expire time_out give_up_launch declare_services services_known. Profiles: pause resume note_found, and
+move_to release force patch. Dispatcher and runs: claim heartbeat complete block request_review. What the hosts saw:
+spawned exited expire time_out give_up_launch declare_services services_known. Profiles: pause resume note_found, and
 pause_dispatch resume_dispatch. Notices have modules of their own: `subscribing` is people's, `delivering` Andon's.
 """
 

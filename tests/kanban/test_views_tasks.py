@@ -154,11 +154,16 @@ class TestTask:
 
 
 class TestUndo:
-    @pytest.mark.parametrize("was", ["triage", "todo", "ready", "blocked", "done", "archived"])
-    @pytest.mark.parametrize("to", ["triage", "todo", "ready", "archived"])
+    @pytest.mark.parametrize(
+        ("was", "to"),
+        [
+            (was, to)
+            for was in ("triage", "todo", "ready", "blocked", "done", "archived")
+            for to in ("triage", "todo", "ready", "archived")
+            if was != to
+        ],
+    )
     def test_brings_a_card_back_where_it_was(self, sign_in, make_task_in, was, to):
-        if was == to:
-            pytest.skip("no move")
         task = make_task_in(was)
         client = sign_in()
         said = client.post(f"/kanban/tasks/{task.pk}/move/", {"to": to, "seen": seen(task)}, follow=True)
