@@ -19,6 +19,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from kanban.models import Run
 from kanban.pages import needs as work
 from projects import costs, sessions, timelines
 from projects import queries as projects
@@ -227,9 +228,11 @@ def _step(label: str, done: bool, hint: str, url: str) -> dict[str, Any]:
 
 
 def live_streams() -> set[str]:
-    """Return what names a process that lives, in case a turn bears that name as its stream: nobody else may end it."""
+    """Return the names of processes and runs that live: a turn that bears one as its stream is nobody else's to end."""
     rows = ManagedProcess.objects.filter(status__in=sorted(LIVE)).values_list("project", "name", "owner_wi")
-    return {name for project, own, item in rows for name in (own, f"{project}/{own}", item) if name}
+    names = {name for project, own, item in rows for name in (own, f"{project}/{own}", item) if name}
+    runs = Run.objects.filter(ended_at=None).only("task_id", "number")
+    return names.union(*({run.task_id, str(run), run.agent} for run in runs))
 
 
 def facts() -> list[dict[str, Any]]:

@@ -8,8 +8,10 @@ from django.conf import settings as configured
 from django.utils import timezone
 
 from config.queries import live_streams
+from kanban import lifecycle
 from projects import journal, keeping
 from projects.events import SWEEP
+from tests.kanban import rows as kanban
 from tests.services import rows
 
 pytestmark = pytest.mark.django_db
@@ -30,3 +32,10 @@ def test_living_processes_are_known_by_their_names(imported):
     assert keeping.recover(by=SWEEP, now=timezone.now())["added"] == 1
     states = journal.derive_states(journal.read_journal(root, "s").events).turns
     assert [turn["effective_state"] for turn in states] == ["submitted", "interrupted"]
+
+
+def test_a_run_of_a_task_names_its_streams_while_it_lives():
+    run = kanban.pulled()
+    assert live_streams() == {run.task_id, f"{run.task_id}/1", f"{run.task_id}-1"}
+    lifecycle.release(run.task, by=kanban.ANNA, now=timezone.now())
+    assert live_streams() == set()
