@@ -27,5 +27,7 @@ def check(run: str, project: str, method: str, path: str) -> None:
     if method == "POST" and (path in _POSTS or re.fullmatch(_OWN_POST.format(task=task), path)):
         return
     raise Forbidden(
-        "forbidden", "A run may only look at its own task and its project's services, and speak for itself."
+        "forbidden",
+        "A run may only look at its own task and its project's services, and speak for itself. A service that it leaves "
+        "is declared in $ANDON_SIDECAR.",
     )
