@@ -28,6 +28,6 @@ def check(run: str, project: str, method: str, path: str) -> None:
         return
     raise Forbidden(
         "forbidden",
-        "A run may only look at its own task and its project's services, and speak for itself. A service that it leaves "
-        "is declared in $ANDON_SIDECAR.",
+        "A run may only look at its own task and its project's services, and speak for itself. Services are "
+        "declared in $ANDON_SIDECAR.",
     )
