@@ -15,7 +15,7 @@ from projects import ralph
 from projects.errors import Conflict, DomainError, Rejected, Unavailable, Unfinished, Unprocessable
 from projects.models import Event, LoopStop, Project, Rollback
 from projects.states import ROLLBACK_MOVES, RollbackStatus
-from services import commands, lifecycle, loops, orders, starting
+from services import commands, lifecycle, loops, orders
 from services.commands import Limits
 from services.models import ManagedProcess, WorkerHost
 from services.processes import MARKER
@@ -185,7 +185,7 @@ class TestEnd:
         lifecycle.force(start(loop), "stuck", by=ANNA, now=loop.now)
         kinds = list(Event.objects.filter(subject="project:demo").order_by("pk").values_list("kind", flat=True))
         assert kinds == ["loop.declared", "loop.declared", "loop.forced"]
-        assert starting.tail(row) != ""
+        assert f"generation {row.generation} starts" in (loop.logs / row.log_name).read_text()
 
 
 class TestStop:
