@@ -193,7 +193,7 @@ def issue(
 ) -> tuple[ApiToken, str]:
     """Make a token and return it with its text, which is never to be had again.
 
-    Refuses a blank name (Rejected) and one that a live token bears (Conflict). Records token.issued, of a run's nothing.
+    Refuses a blank name (Rejected) and one that a live token bears (Conflict). Records token.issued; of a run's none.
     """
     name = name.strip()
     if not name or len(name) > 80:
