@@ -77,7 +77,7 @@ class LinkCountsOut(Schema):
     children: int
 
 
-class ProgressOut(Schema):
+class ChildrenOut(Schema):
     """Of a task's children, how many are done."""
 
     done: int
@@ -88,7 +88,7 @@ class CardOut(TaskOut):
     age: AgeOut
     link_counts: LinkCountsOut
     comment_count: int
-    progress: ProgressOut | None
+    progress: ChildrenOut | None
 
 
 class ColumnOut(Schema):
@@ -114,7 +114,7 @@ class CommentOut(Schema):
     created_at: int
 
 
-class EventOut(Schema):
+class TaskEventOut(Schema):
     """An event of a task; its kind has no prefix."""
 
     id: int
@@ -129,7 +129,7 @@ class LinksOut(Schema):
     children: list[str]
 
 
-class RunOut(Schema):
+class AttemptOut(Schema):
     id: int
     number: int
     profile: str | None
@@ -152,12 +152,12 @@ class RunOut(Schema):
 class DetailOut(Schema):
     task: TaskOut
     comments: list[CommentOut]
-    events: list[EventOut]
+    events: list[TaskEventOut]
     links: LinksOut
-    runs: list[RunOut]
+    runs: list[AttemptOut]
 
 
-class OneOut(Schema):
+class OneTaskOut(Schema):
     task: TaskOut
 
 
@@ -190,7 +190,7 @@ class BulkOut(Schema):
     results: list[BulkItemOut]
 
 
-class LogOut(Schema):
+class TaskLogOut(Schema):
     """`path` is relative to ANDON_HOME, "" when there is none; `truncated`: something came before the content."""
 
     task_id: str

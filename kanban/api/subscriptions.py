@@ -56,7 +56,7 @@ class SubscriptionsOut(Schema):
     subscriptions: list[SubscriptionOut]
 
 
-class OneOut(Schema):
+class OneSubscriptionOut(Schema):
     subscription: SubscriptionOut
 
 
@@ -142,14 +142,14 @@ def test(request: HttpRequest, number: int) -> Status[Any]:
     return Status(202, {"delivery": notices.delivery_document(made)})
 
 
-@router.post("/{int:number}/pause", response={200: OneOut, REFUSED: ErrorOut})
+@router.post("/{int:number}/pause", response={200: OneSubscriptionOut, REFUSED: ErrorOut})
 def pause(request: HttpRequest, number: int) -> dict[str, Any]:
     """Send nothing more until it is resumed; nothing is lost meanwhile."""
     row = notices.changeable(_who(request), number)
     return _one(request, subscribing.pause(row, by=actor(request), now=timezone.now()))
 
 
-@router.post("/{int:number}/resume", response={200: OneOut, REFUSED: ErrorOut})
+@router.post("/{int:number}/resume", response={200: OneSubscriptionOut, REFUSED: ErrorOut})
 def resume(request: HttpRequest, number: int) -> dict[str, Any]:
     """Send what waits, at once, and what has happened since."""
     row = notices.changeable(_who(request), number)

@@ -35,10 +35,10 @@ from kanban.schemas import (
     CreateIn,
     DetailOut,
     LinkIn,
-    LogOut,
     OkOut,
-    OneOut,
+    OneTaskOut,
     PatchIn,
+    TaskLogOut,
 )
 from kanban.states import TASK_ID, Status
 from projects.access import actor
@@ -60,7 +60,7 @@ log_ = logging.getLogger("andon.kanban")
 router = Router(tags=["kanban"])
 
 
-@router.post("/tasks", response={200: OneOut, BODY: ErrorOut, 409: ErrorOut})
+@router.post("/tasks", response={200: OneTaskOut, BODY: ErrorOut, 409: ErrorOut})
 def create(request: HttpRequest, body: CreateIn) -> HttpResponse:
     """Make a task: ready, todo while a parent is open, triage when asked.
 
@@ -147,7 +147,7 @@ def detail(
     return json_answer(queries.detail(task_id, only=identity_of(request).project, events_before=events_before))
 
 
-@router.patch("/tasks/{task_id}", response={200: OneOut, REFUSED: ErrorOut})
+@router.patch("/tasks/{task_id}", response={200: OneTaskOut, REFUSED: ErrorOut})
 def patch(request: HttpRequest, task_id: str, body: PatchIn) -> HttpResponse:
     """Change several things at once, all or nothing. A status is reached by the verb that leads there: 409
     `illegal-transition` names `from` and `to`, 409 `claim-only` means that a task runs only when it is claimed.
@@ -204,7 +204,7 @@ def brief(request: HttpRequest, task_id: str) -> HttpResponse:
     return HttpResponse(context.render(told), content_type="text/markdown; charset=utf-8")
 
 
-@router.get("/tasks/{task_id}/log", response={200: LogOut, STRANGERS: ErrorOut, 404: ErrorOut, 422: ErrorOut})
+@router.get("/tasks/{task_id}/log", response={200: TaskLogOut, STRANGERS: ErrorOut, 404: ErrorOut, 422: ErrorOut})
 def log(
     request: HttpRequest,
     task_id: str,

@@ -14,7 +14,7 @@ from kanban.schemas import (
     ClaimedOut,
     CompleteIn,
     HeartbeatIn,
-    OneOut,
+    OneTaskOut,
     ReleaseIn,
     ReviewIn,
 )
@@ -26,7 +26,7 @@ from projects.schemas import ErrorOut
 router = Router(tags=["kanban"])
 # Of those that have no body.
 PLAIN = REFUSED - {400, 413, 422}
-OF_A_TASK = {200: OneOut, REFUSED: ErrorOut}
+OF_A_TASK = {200: OneTaskOut, REFUSED: ErrorOut}
 
 
 @router.post("/tasks/{task_id}/claim", response={200: ClaimedOut, PLAIN: ErrorOut})
@@ -106,25 +106,25 @@ def release(request: HttpRequest, task_id: str, body: ReleaseIn | None = None) -
     )
 
 
-@router.post("/tasks/{task_id}/unblock", response={200: OneOut, PLAIN: ErrorOut})
+@router.post("/tasks/{task_id}/unblock", response={200: OneTaskOut, PLAIN: ErrorOut})
 def unblock(request: HttpRequest, task_id: str) -> HttpResponse:
     """Lift a block and forgive all failures: to ready, or to todo while a parent is open."""
     return task_answer(lifecycle.unblock(task_of(request, task_id), by=actor(request), now=timezone.now()))
 
 
-@router.post("/tasks/{task_id}/approve", response={200: OneOut, PLAIN: ErrorOut})
+@router.post("/tasks/{task_id}/approve", response={200: OneTaskOut, PLAIN: ErrorOut})
 def approve(request: HttpRequest, task_id: str) -> HttpResponse:
     """Accept what was handed in for review: done."""
     return task_answer(lifecycle.approve(task_of(request, task_id), by=actor(request), now=timezone.now()))
 
 
-@router.post("/tasks/{task_id}/send-back", response={200: OneOut, PLAIN: ErrorOut})
+@router.post("/tasks/{task_id}/send-back", response={200: OneTaskOut, PLAIN: ErrorOut})
 def send_back(request: HttpRequest, task_id: str) -> HttpResponse:
     """Have what was handed in for review done again."""
     return task_answer(lifecycle.send_back(task_of(request, task_id), by=actor(request), now=timezone.now()))
 
 
-@router.post("/tasks/{task_id}/reopen", response={200: OneOut, PLAIN: ErrorOut})
+@router.post("/tasks/{task_id}/reopen", response={200: OneTaskOut, PLAIN: ErrorOut})
 def reopen(request: HttpRequest, task_id: str) -> HttpResponse:
     """Have a closed task done again; its ready children wait for it again."""
     return task_answer(lifecycle.reopen(task_of(request, task_id), by=actor(request), now=timezone.now()))

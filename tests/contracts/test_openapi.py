@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from pydantic import BaseModel
 
 from tests.contracts.source import ROOT, name_of
 
@@ -44,3 +45,18 @@ def test_every_operation_says_what_it_is_for() -> None:
         if not operation.get("description")
     ]
     assert silent == []
+
+
+def test_no_two_shapes_share_a_name() -> None:
+    """The schema has one place for each name: of two, the later would stand for both."""
+    from config.api import api
+
+    api.get_openapi_schema()
+    named: dict[str, set[str]] = {}
+    waiting = [BaseModel]
+    while waiting:
+        for shape in waiting.pop().__subclasses__():
+            waiting.append(shape)
+            if shape.__module__.partition(".")[0] in {"config", "projects", "services", "kanban"}:
+                named.setdefault(shape.__name__, set()).add(shape.__module__)
+    assert {name: sorted(modules) for name, modules in named.items() if len(modules) > 1} == {}

@@ -7,7 +7,7 @@ import pytest
 
 from kanban.api import tasks as module
 from kanban.models import Run
-from kanban.schemas import LogOut
+from kanban.schemas import TaskLogOut
 from tests.kanban import rows
 from tests.kanban.asking import refused
 
@@ -33,7 +33,7 @@ def logged(folder):
 def test_a_task_that_never_ran_has_no_log(ask, folder):
     made = rows.task()
     found = ask().get(f"/tasks/{made.pk}/log").json()
-    LogOut.model_validate(found)
+    TaskLogOut.model_validate(found)
     assert found == {
         "task_id": made.pk, "path": "", "exists": False, "size_bytes": 0, "content": "", "truncated": False,
     }  # fmt: skip

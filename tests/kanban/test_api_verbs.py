@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from kanban import lifecycle, workers
 from kanban.models import Run, Task
-from kanban.schemas import ClaimedOut, OneOut
+from kanban.schemas import ClaimedOut, OneTaskOut
 from kanban.states import Status
 from projects.models import ApiToken, Event
 from services.specs.sidecars import FILE, FOLDER
@@ -53,7 +53,7 @@ def test_patch_means_a_verb_for_each_pair_of_statuses(ask, source, target):
         assert kinds == []
         return
     assert answer.status_code == 200, answer.content
-    OneOut.model_validate(answer.json())
+    OneTaskOut.model_validate(answer.json())
     assert answer.json()["task"]["status"] == rows.fresh(made).status == target
     assert kinds == ([meant] if meant else [])
 
@@ -139,7 +139,7 @@ def test_each_verb_moves_a_task_and_refuses_what_it_cannot(ask, verb, source, ta
     asker, made = ask(), rows.in_status(source)
     answer = asker.post(f"/tasks/{made.pk}/{verb}")
     assert answer.status_code == 200, answer.content
-    OneOut.model_validate(answer.json())
+    OneTaskOut.model_validate(answer.json())
     assert answer.json()["task"]["status"] == target
     refused(asker.post(f"/tasks/{rows.in_status('triage').pk}/{verb}"), 409, ILLEGAL)
     refused(asker.post(f"/tasks/t_ffffffff/{verb}"), 404, "not-found")
