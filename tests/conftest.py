@@ -131,13 +131,13 @@ def _idle_pool() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest first, so that two test processes end together.
 
-    A journey on real processes or in a browser may be late on a busy machine: it has one more try, which the closing
+    A journey on real processes or in a browser may be late on a busy machine: it has two more tries, which the closing
     lines name. Not the chaos test: whatever it finds once is found.
     """
     items.sort(key=lambda item: "test_scale_out" not in item.nodeid)
     for item in items:
         if item.nodeid.startswith(("tests/journeys/", "tests/browser/")) and "chaos" not in item.nodeid:
-            item.add_marker(pytest.mark.flaky(reruns=1))
+            item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_WITHIN_S = 60
+READY_WITHIN_S = 180
 
 
 class Up:
@@ -73,7 +73,7 @@ class Up:
             capture_output=True,
             text=True,
             check=check,
-            timeout=60,
+            timeout=180,
         )
 
     def token(self, role: str = "operator") -> str:

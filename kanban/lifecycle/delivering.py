@@ -72,9 +72,8 @@ def lease(pk: int, *, now: datetime) -> Delivery | None:
             found = due.order_by("attempts", "event_id").first()
         if found is None:
             return None
-        mine = pending.filter(pk=found.pk, attempts=found.attempts, leased_until=found.leased_until)
-        if not mine.update(attempts=found.attempts + 1, leased_until=now + NOTICE_LEASE):
-            return None
+        # Whoever leases holds the subscription's row.
+        pending.filter(pk=found.pk).update(attempts=found.attempts + 1, leased_until=now + NOTICE_LEASE)
         found.attempts, found.leased_until, found.subscription = found.attempts + 1, now + NOTICE_LEASE, subscription
     return found
 
@@ -130,12 +129,12 @@ def failed(delivery: Delivery, error: str, *, status: int | None, now: datetime)
             return
         failures = subscription.failures + 1
         fields: dict[str, Any] = {"failures": failures, "last_error": reason, "retry_at": now + backoff(failures)}
-        if failures >= NOTICE_FAILURES:
-            if subscription.paused_at is None:
-                why = f"{failures} failures in a row: {reason}"[:LONGEST_REASON]
-                fields |= {"paused_at": now, "paused_by": SWEEP.name, "paused_reason": why}
-                _tell(subscription, "notice.paused", now, reason=why)
-        elif delivery.attempts >= NOTICE_FAILURES:
+        gives_up = failures < NOTICE_FAILURES <= delivery.attempts
+        if failures >= NOTICE_FAILURES and subscription.paused_at is None:
+            why = f"{failures} failures in a row: {reason}"[:LONGEST_REASON]
+            fields |= {"paused_at": now, "paused_by": SWEEP.name, "paused_reason": why}
+            _tell(subscription, "notice.paused", now, reason=why)
+        elif gives_up:
             _move(delivery, "give_up")
             _tell(
                 subscription,

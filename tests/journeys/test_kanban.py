@@ -22,7 +22,7 @@ from tests.services.repository import git
 
 pytestmark = pytest.mark.journey
 
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 OPEN = {"ready", "running"}
 
 
@@ -42,7 +42,7 @@ class Board:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.up.url}/api/kanban{path}", data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=90) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as refusal:
             return refusal.code, json.loads(refusal.read())
@@ -100,7 +100,7 @@ class Board:
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=180,
         )
         return done.stdout.strip()
 
@@ -114,7 +114,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         git(root, "add", "-A")
         git(root, "commit", "-q", "-m", "A start")
         up.start()
-        wait_for(lambda: [each for each in up.get("/api/ralph/status")["projects"] if each["slug"] == "garden"], 20)
+        wait_for(lambda: [each for each in up.get("/api/ralph/status")["projects"] if each["slug"] == "garden"], 90)
         made = Board(up)
         # Who ignores TERM is killed after two seconds instead of ten.
         made.shell("Profile.objects.filter(name='demo').update(stop_grace_s=2, concurrency=50)")
