@@ -15,9 +15,10 @@ from typing import Any
 
 from django.conf import settings
 from django.db import close_old_connections
-from huey import RedisHuey, SqliteHuey
+from huey import RedisHuey
 from huey.api import Huey
 from huey.consumer import Consumer, Scheduler
+from huey.storage import SqliteStorage
 
 POOL_THREADS = 16
 # An enqueued tick that no worker has taken by then was lost with a killed consumer.
@@ -84,12 +85,27 @@ class SecondConsumer(Consumer):  # type: ignore[misc]  # huey ships no types
     scheduler_class = SecondScheduler
 
 
+class LateStorage(SqliteStorage):  # type: ignore[misc]  # huey ships no types
+    """Makes its file when it is first used: most commands enqueue nothing."""
+
+    def _create_connection(self) -> Any:
+        made = super()._create_connection()
+        for statement in self.ddl:
+            made.execute(statement)
+        return made
+
+
+class LateHuey(Huey):  # type: ignore[misc]  # huey ships no types
+    storage_class = LateStorage
+
+
 def _queue() -> Huey:
     name = f"andon-{settings.ANDON_NODE}"
     options = {"results": False, "immediate": False, "utc": True}
     if settings.REDIS_URL:
         return RedisHuey(name, url=settings.REDIS_URL, **options)
-    return SqliteHuey(name, filename=str(settings.ANDON_HOME / "queue.sqlite3"), fsync=False, **options)
+    file = str(settings.ANDON_HOME / "queue.sqlite3")
+    return LateHuey(name, filename=file, fsync=False, create_tables=False, **options)
 
 
 queue = _queue()
