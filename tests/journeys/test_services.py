@@ -194,6 +194,7 @@ class TestStop:
 
     def test_asks_first_and_kills_after_the_grace(self, up: Machine):
         declare(up, "deaf", "stubborn", stop_grace_s=1)
+        wait_for(lambda: up.ledger("deaf"), 20)
         began = time.monotonic()
         row = up.ask("stop", project="demo", name="deaf")
         assert time.monotonic() - began >= 0.9
@@ -366,6 +367,7 @@ class TestAdoption:
 
     def test_goes_on_with_a_stop_that_was_under_way(self, up: Machine):
         declare(up, "going", "stubborn", stop_grace_s=2)
+        wait_for(lambda: up.ledger("going"), 20)
         stopping = up.send("stop", project="demo", name="going")
         up.wait_status("demo", "going", "stopping")
         up.kill_worker()

@@ -618,7 +618,7 @@ class TestOtherPages:
         failed(demo, "c")
         launched(demo, Purpose.LOOP, "loop")
         client = sign_in()
-        with django_assert_max_num_queries(FRAME + 5):
+        with django_assert_max_num_queries(FRAME + 6):
             [node] = client.get("/system/").context["processes"]
         assert (node["node"], node["total"]) == ("test-node", 4)
         assert {(row["purpose"], row["status"]): row["number"] for row in node["rows"]} == {

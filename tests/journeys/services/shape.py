@@ -217,5 +217,8 @@ def spam() -> None:
 
 
 if __name__ == "__main__":
+    if SHAPE == "stubborn":
+        # Whoever finds it in the ledger knows that it is deaf by now.
+        ignore_term()
     enter("child" if SHAPE.startswith("child_") else "leader")
     globals()[SHAPE]()
