@@ -21,25 +21,6 @@ def andon(tmp_path_factory) -> Iterator[Up]:
         yield up
 
 
-@pytest.fixture(scope="module")
-def admin(chromium, andon: Up) -> dict:
-    """Signed in once: a context's storage state."""
-    context = chromium.new_context(base_url=andon.url)
-    page = context.new_page()
-    page.goto(andon.link)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url(lambda url: "/login/" not in url)
-    state = context.storage_state()
-    context.close()
-    return state
-
-
-@pytest.fixture
-def visit(open_page, admin: dict):
-    """Return a function that opens a page of the admin."""
-    return lambda **options: open_page(signed_in=False, storage_state=admin, **options)
-
-
 def task(up: Up, title: str, **fields) -> str:
     """Make a task over REST; nobody's, so that no worker takes it. Returns its id."""
     return up.post("/api/kanban/tasks", {"title": title, **fields})["task"]["id"]
