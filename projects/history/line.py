@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from projects import lines
+from projects.usage import EARLIEST, LATEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,14 @@ def check(event: dict[str, Any]) -> str:
 
 
 def time_of(text: object) -> datetime | None:
-    """Return an RFC 3339 time with any number of digits in its fraction as UTC, None for anything else."""
+    """Return an RFC 3339 time with any number of digits in its fraction as UTC, None for anything else.
+
+    So is a time before 2000 or from 2100 on: at the ends of the calendar it has no place in some viewer's zone.
+    """
     try:
         at = datetime.fromisoformat(text) if isinstance(text, str) else None
         # Without an offset it is read as UTC: it has to mean the same thing everywhere.
-        return at and (at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC))
+        at = at and (at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC))
     except (ValueError, OverflowError):
         return None
+    return at if at is not None and EARLIEST <= at < LATEST else None

@@ -18,6 +18,8 @@ from projects.ralph.text import clean, one_line
 MAX_PROMPT = 2000
 MAX_TEXT = 200
 MAX_RUN = 100
+# What the key of a run begins with that has no name of its own.
+UNNAMED = "line:"
 
 
 class Outcome(StrEnum):
@@ -115,7 +117,7 @@ class Runs:
 
     def feed(self, line: Line, number: int) -> Run:
         """Take in the event on line `number` and return the run that it was counted to."""
-        run_id = one_line(said, MAX_RUN) if isinstance(said := line.data.get("run"), str) else ""
+        run_id = run_id_of(line)
         if line.kind == "loop_started":
             run = self._start(run_id, line, number)
         elif line.kind == "loop_resumed":
@@ -132,7 +134,7 @@ class Runs:
 
     def _start(self, run_id: str, line: Line, number: int) -> Run:
         # An id that was used before is no name for this one.
-        key = run_id if run_id and all(run.key != run_id for run in self.all) else f"line:{number}"
+        key = run_id if run_id and all(run.key != run_id for run in self.all) else f"{UNNAMED}{number}"
         run = Run(key, number, number, started_at=line.at, pid=number_of(line.data.get("pid")))
         run.prompt = clean(text_of(line.fields.get("prompt")) or "", MAX_PROMPT)
         self.all.append(run)
@@ -185,6 +187,13 @@ class Runs:
             return
         run.ended_by, run.ended_at = line.kind, line.at
         run.reason = _text(line.fields.get("signal" if line.kind == "loop_terminated" else "reason"))
+
+
+def run_id_of(line: Line) -> str:
+    """Return the run that an event says it is of, "" without one: our own keys are no names."""
+    said = line.data.get("run")
+    run_id = one_line(said, MAX_RUN) if isinstance(said, str) else ""
+    return "" if run_id.startswith(UNNAMED) else run_id
 
 
 def _text(value: object) -> str:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from projects import lines
+from projects.journal.deriving import LATEST_S
 from projects.lines import Line, Problem
 from projects.lines.reading import RAW_SHOWN
 from projects.models import JournalFile
@@ -95,8 +96,12 @@ def mark_of(status: os.stat_result) -> str:
 
 
 def facts(status: os.stat_result) -> dict[str, Any]:
-    """Return the columns that tell where the file lies; the kernel's numbers may be wider than a column."""
-    written = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
+    """Return the columns that tell where the file lies; the kernel's numbers may be wider than a column.
+
+    A time of writing outside 1970 to 2100, which anybody may set, is none.
+    """
+    micros = status.st_mtime_ns // 1000
+    written = EPOCH + timedelta(microseconds=micros) if 0 <= micros < LATEST_S * 1e6 else None
     return {"dev": status.st_dev % (1 << 63), "inode": status.st_ino % (1 << 63), "written_at": written}
 
 

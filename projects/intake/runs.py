@@ -7,11 +7,10 @@ from django.db.models import Max, Q
 
 from projects import history
 from projects.history import Run, Runs
-from projects.history.runs import MAX_RUN
+from projects.history.runs import run_id_of
 from projects.intake import tables
 from projects.models import JournalFile, LoopRun
 from projects.models.journals import RUN_COLUMNS
-from projects.ralph.text import one_line
 
 FOLDED = tuple(name for name in RUN_COLUMNS if name != "key")
 
@@ -19,7 +18,7 @@ FOLDED = tuple(name for name in RUN_COLUMNS if name != "key")
 def project(file: JournalFile, events: Iterable[tuple[dict[str, Any], int]]) -> list[str]:
     """Fold (event, line) pairs that follow what was folded before; returns each one's run. Inside `writing()`."""
     pairs = [(history.line_of(event), line) for event, line in events]
-    named = {one_line(said, MAX_RUN) for event, _ in pairs if isinstance(said := event.data.get("run"), str)}
+    named = {run_id_of(event) for event, _ in pairs}
     rows = LoopRun.objects.filter(file=file)
     newest = rows.aggregate(newest=Max("first_line"))["newest"]
     # Those that an event may still be counted to.

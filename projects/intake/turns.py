@@ -107,11 +107,9 @@ def unpacked(text: str) -> TurnState:
 
 
 def moment(at: float | None) -> datetime | None:
-    """Return epoch seconds as UTC, None for what no calendar holds."""
-    try:
-        return None if at is None else datetime.fromtimestamp(at, UTC)
-    except (OverflowError, ValueError, OSError):
-        return None
+    """Return epoch seconds as UTC, None for what is not from 1970 to 2100."""
+    at = good_time(at)
+    return None if at is None else datetime.fromtimestamp(at, UTC)
 
 
 def event_time(event: dict[str, Any]) -> tuple[datetime | None, str]:

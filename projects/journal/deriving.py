@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -10,9 +9,12 @@ from typing import Any, NamedTuple
 import orjson
 
 from projects.journal.writing import turn_text
+from projects.usage import LATEST
 
 PHASES = ("submitted", "worker_started", "assistant_started")
 TERMINAL = ("completed", "interrupted")
+# No calendar, and no zone of a viewer, has trouble with what lies before: those of usage records end here too.
+LATEST_S = LATEST.timestamp()
 KNOWN = frozenset((*PHASES, *TERMINAL))
 UNKNOWN = "unknown"
 # Of a turn that ends again and again.
@@ -156,11 +158,11 @@ def derive_states(events: Sequence[dict[str, Any]], numbers: Sequence[int] | Non
 
 
 def good_time(at: object) -> float | None:
-    """Return epoch seconds, None for what is no finite number at or after 1970."""
+    """Return epoch seconds, None for what is no number from 1970 to 2100."""
     if not isinstance(at, int | float) or isinstance(at, bool):
         return None
-    number = float(at)
-    return number if math.isfinite(number) and number >= 0 else None
+    # What is not finite is not between the two either.
+    return float(at) if 0 <= at < LATEST_S else None
 
 
 def _digest(event: dict[str, Any]) -> str:

@@ -329,6 +329,12 @@ class TestLastEnding:
         path.write_text(json.dumps({"ts": text, "type": {"kind": "loop_completed", "reason": "x"}}) + "\n")
         assert history.last_ending(tmp_path, at).at == at
 
+    @pytest.mark.parametrize(
+        "text", ["9999-12-31T23:59:59Z", "2100-01-01T00:00:00Z", "1999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"]
+    )
+    def test_a_time_that_no_loop_ever_had_is_none(self, text):
+        assert history.time_of(text) is None
+
     def test_a_last_line_without_its_end(self, path, tmp_path):
         line = append(path, "loop_completed", {"reason": "max_cost"})
         path.write_bytes(line[:-1])

@@ -254,6 +254,10 @@ class TestRuns:
         runs = runs_of(line("loop_started", run="a", prompt="1"), line("loop_started", run="a", prompt="2"))
         assert [run.key for run in runs] == ["a", "line:2"]
 
+    def test_an_id_that_is_a_key_of_ours_is_none(self):
+        runs = runs_of(line("loop_started", run=" line:2", prompt="1"), line("loop_started", prompt="2"))
+        assert [run.key for run in runs] == ["line:1", "line:2"]
+
     def test_a_second_end_changes_nothing(self):
         [run] = runs_of(START, line("loop_completed", reason="max_cost"), line("loop_completed", reason="stopped"))
         assert run.reason == "max_cost"
@@ -279,7 +283,7 @@ class TestRuns:
         st.lists(
             st.tuples(
                 st.sampled_from([*history.KINDS, "invented"]),
-                st.sampled_from(["", "a", "b"]),
+                st.sampled_from(["", "a", "b", "line:2", "line:3"]),
                 st.sampled_from([None, "x", 5, True, "completion_promise"]),
             ),
             max_size=12,
@@ -298,6 +302,7 @@ class TestRuns:
         for number, each in enumerate(lines[cut:], cut + 1):
             before.feed(each, number)
         assert before.all == whole
+        assert len({run.key for run in whole}) == len(whole)
         assert all(run.told()["outcome"] in set(Outcome) for run in whole)
 
 

@@ -169,6 +169,16 @@ class TestOnce:
         assert [row.turn_id[0] for row in Turn.objects.order_by("first_line")] == ["#", "#", "t"]
         assert JournalRecord.objects.count() == 5
 
+    @pytest.mark.parametrize("written", [400_000_000_000, -5_000_000_000])
+    def test_a_file_of_no_time_that_a_calendar_has_is_taken_in(self, root, written):
+        path = scribble(root, event(1))
+        try:
+            os.utime(path, (written, written))
+        except OSError:
+            pytest.skip("this file system has no such time")
+        assert rescan() == (1, 1, 0, 0)
+        assert current().written_at is None
+
     @pytest.mark.django_db(transaction=True)
     def test_two_importers_at_once_take_each_line_once(self, root, monkeypatch):
         scribble(root, *[event(number) for number in range(600)])
@@ -474,6 +484,20 @@ class TestHistories:
         before = everything()
         assert rebuilding.rebuild() == rebuilding.Rebuilt(files=1, changed=0)
         assert everything() == before
+
+    @pytest.mark.parametrize("size", [1, 1000])
+    def test_a_run_that_has_a_key_of_ours_stops_nothing(self, demo, monkeypatch, size):
+        path, at = Path(demo.path), datetime(2026, 1, 1, tzinfo=UTC)
+        record(path, "loop_started", at, {"run": "line:2"}, prompt="p")
+        record(path, "loop_started", at, prompt="q")
+        record(path, "loop_started", at, {"run": "line:1"}, prompt="r")
+        monkeypatch.setattr(batches, "BATCH_LINES", size)
+        assert rescan() == (1, 3, 0, 0)
+        assert list(LoopRun.objects.order_by("first_line").values_list("key", "prompt")) == [
+            ("line:1", "p"),
+            ("line:2", "q"),
+            ("line:3", "r"),
+        ]
 
 
 class TestRebuilt:

@@ -613,6 +613,13 @@ class TestAudit:
         assert "and 150 more lines" in [f["detail"] for f in found]
         assert "and 30 more lines" in [f["detail"] for f in found]
 
+    @pytest.mark.parametrize("at", [b"253402300799", b"4102444800", b"-1", b"1e300"])
+    def test_a_time_that_is_far_from_ours_counts_as_none(self, tmp_path, at):
+        append(tmp_path, turn="t")
+        scribble(tmp_path, b'{"event":"completed","session_id":"sess-1","turn_id":"t","created_at":' + at + b"}")
+        assert kinds(tmp_path) == ["bad_timestamp"]
+        assert turn_of(tmp_path, "t")["updated_at"] == NOW
+
     def test_a_clean_session_has_none(self, tmp_path):
         append(tmp_path)
         append(tmp_path, "completed")

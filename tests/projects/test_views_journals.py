@@ -137,6 +137,14 @@ class TestSession:
         assert "no time" in text
         assert "Unknown" in text
 
+    def test_the_end_of_the_calendar_is_no_time(self, sign_in, append, root):
+        append(created_at=253402300799)
+        append("completed", created_at=253402300799.0)
+        read()
+        text = sign_in().get(f"/sessions/{SID}/").content.decode()
+        assert text.count(">no time<") == 2
+        assert "No time" in text
+
     @pytest.mark.parametrize(
         "path", ["/sessions/none/", "/sessions/.hidden/", "/sessions/a%20b/", "/sessions/a%20b/delete/"]
     )
@@ -260,6 +268,14 @@ class TestHistory:
         assert "Crashed" in text
         assert text.count('height="18"') == 2
         assert "2 runs from 2026-01-01 00:00" in text
+
+    def test_the_end_of_the_calendar_is_no_time(self, sign_in, demo):
+        (Path(demo.path) / ".ralph").mkdir()
+        event = {"ts": "9999-12-31T23:59:59Z", "type": {"kind": "loop_started", "prompt": "for ever"}}
+        (Path(demo.path) / history.HISTORY).write_text(json.dumps(event) + "\n")
+        (Path(demo.path) / ".ralph/loops.json").write_text(json.dumps([{"id": "a", "pid": 9, "started": event["ts"]}]))
+        read()
+        assert "for ever" in sign_in().get("/projects/demo/history/").content.decode()
 
     def test_registry_queue_and_what_is_wrong_with_them(self, sign_in, demo):
         folder = Path(demo.path) / ".ralph"
