@@ -1,6 +1,7 @@
 """Keep journals: append, delete, recover. Files are touched between two transactions, never inside one."""
 
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -53,24 +54,27 @@ def append(session_id: str, event: Mapping[str, Any], *, by: By, now: datetime) 
 
 
 def delete(session_id: str, *, by: By, now: datetime) -> None:
-    """Delete a session with all that is known of it and leave a tombstone. Asked again it changes nothing.
+    """Delete a session with all that is known of it and leave a tombstone.
 
-    Refuses (Unprocessable) `invalid-session-id`, (Missing) a session that never was, (Unavailable) when its file cannot
-    be removed: it is shown no more, and its removal is tried again. Records session.deleted.
+    Asked again it removes a file that was made since, else it changes nothing. Refuses (Unprocessable)
+    `invalid-session-id`, (Missing) a session that never was, (Unavailable) when its file cannot be removed: it is shown
+    no more, and its removal is tried again. Records session.deleted.
     """
     root = home_of(session_id)
-    stones = Tombstone.objects.filter(node=settings.ANDON_NODE, session_id=session_id)
-    stone = stones.first()
-    if stone is None:
-        rows = JournalFile.objects.filter(family=JournalFamily.TURNS, name=session_id, node=settings.ANDON_NODE)
-        if session_id not in journal.session_ids(root) and not rows.exists():
+    stones = {stone.root: stone for stone in Tombstone.objects.filter(node=settings.ANDON_NODE, session_id=session_id)}
+    rows = JournalFile.objects.filter(family=JournalFamily.TURNS, name=session_id, node=settings.ANDON_NODE)
+    try:
+        is_there = _lies_in(root, session_id)
+        # A second time too: a program that knows of no deletion may have made the file again.
+        for known in {*rows.values_list("root", flat=True), *([str(root)] if is_there else [])}:
+            stones[known] = lifecycle.bury(Path(known), session_id, by=by, now=now)
+        if not stones:
             raise Missing("session-not-found", f"There is no session {session_id}.")
-        stone = lifecycle.bury(root, session_id, by=by, now=now)
-    if stone.buried_at is None:
-        try:
-            _bury(stone, now=now)
-        except OSError as error:
-            raise unavailable(error) from None
+        for stone in stones.values():
+            if stone.buried_at is None or (is_there and stone.root == str(root)):
+                _bury(stone, now=now)
+    except OSError as error:
+        raise unavailable(error) from None
 
 
 def finish_deletions(*, now: datetime) -> int:
@@ -158,7 +162,10 @@ def append_history(
 
 
 def home_of(session_id: str) -> Path:
-    """Return the root that has a session, else the first. Unprocessable `invalid-session-id`."""
+    """Return the root that has a session, as far as that can be seen, else the first.
+
+    Unprocessable `invalid-session-id`.
+    """
     if not journal.is_session_id(session_id):
         raise Unprocessable(
             "invalid-session-id", "A session id is 1 to 128 of A-Z a-z 0-9 _ . - and begins with no dot."
@@ -167,7 +174,7 @@ def home_of(session_id: str) -> Path:
     if not roots:
         raise Rejected("no-journal-root", "ANDON_JOURNAL_ROOTS names no directory.")
     paths = ((root, journal.path_of(root, session_id)) for root in roots)
-    found: Path = next((root for root, path in paths if path.is_symlink() or path.exists()), roots[0])
+    found: Path = next((root for root, path in paths if os.path.lexists(path)), roots[0])
     return found
 
 
@@ -183,6 +190,15 @@ def _take_in(place: Place, *, by: By, now: datetime) -> None:
         intake.look(place, by=by, now=now)
     except Exception:
         log.exception("%s was not taken in yet", place.path)
+
+
+def _lies_in(root: Path, session_id: str) -> bool:
+    """Say whether something has a session's name. Raises OSError when that cannot be seen."""
+    try:
+        journal.path_of(root, session_id).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _bury(stone: Tombstone, *, now: datetime) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db.models import CharField, Count, Q, QuerySet, Value
+from django.db.models import CharField, Count, Exists, F, OuterRef, Q, QuerySet, Value
 
 from projects import history, journal, queries
 from projects.errors import Broken, Missing
@@ -29,14 +29,16 @@ _audited: OrderedDict[tuple[str, str], tuple[tuple[int, ...], list[journal.Findi
 
 def sessions(text: str = "") -> QuerySet[JournalFile]:
     """Return the sessions, the newest first, each with `turns_total`, `pending` and `collisions`; one query."""
-    rows = JournalFile.objects.filter(family=JournalFamily.TURNS).exclude(state=JournalState.SUPERSEDED)
+    stones = Tombstone.objects.filter(node=OuterRef("node"), root=OuterRef("root"), session_id=OuterRef("name"))
+    rows = JournalFile.objects.filter(~Exists(stones), family=JournalFamily.TURNS)
+    rows = rows.exclude(state=JournalState.SUPERSEDED)
     if text:
         rows = rows.filter(name__icontains=text)
     return rows.annotate(
         turns_total=Count("turns"),
         pending=Count("turns", filter=Q(turns__pending=True)),
         collisions=Count("turns", filter=Q(turns__collides=True)),
-    ).order_by("-written_at", "-pk")
+    ).order_by(F("written_at").desc(nulls_last=True), "-pk")
 
 
 def session(session_id: str, *, after: int = 0, limit: int = MOST_EVENTS) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def session(session_id: str, *, after: int = 0, limit: int = MOST_EVENTS) -> dic
     Missing when there is none, or it was deleted; Broken `journal-unreadable` when its file cannot be read.
     """
     root = home_of(session_id)
-    if Tombstone.objects.filter(session_id=session_id).exists():
+    if Tombstone.objects.filter(node=settings.ANDON_NODE, session_id=session_id).exists():
         raise Missing("session-not-found", f"The session {session_id} was deleted.")
     try:
         found, source = journal.read_journal(root, session_id), "file"

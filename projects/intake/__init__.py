@@ -54,6 +54,9 @@ def rescan(*, now: datetime) -> Counts:
         files += 1
         row = known.pop(place.key, None)
         if (place.root, place.name) in deleted and place.family == JournalFamily.TURNS:
+            if row is not None:
+                # Taken in by whoever began before its deletion was committed.
+                JournalFile.objects.filter(pk=row.pk).delete()
             continue
         try:
             if row is None or not _is_as_it_was(place, row):
@@ -67,7 +70,10 @@ def rescan(*, now: datetime) -> Counts:
 
 
 def look(place: Place, *, by: By = SWEEP, now: datetime) -> int:
-    """Take in all whole lines of one file that are new; returns how many. What lies on disk raises nothing."""
+    """Take in all whole lines of one file that are new; returns how many. What lies on disk raises nothing.
+
+    Of a session that was deleted nothing is taken in, whoever has made its file again.
+    """
     with _locks[place.key]:
         try:
             descriptor = place.open()
@@ -76,7 +82,8 @@ def look(place: Place, *, by: By = SWEEP, now: datetime) -> int:
                 lifecycle.lose(row, JournalState.MISSING, "", by=by, now=now)
             return 0
         except OSError as error:
-            lifecycle.lose(_ready(place, now), JournalState.UNREADABLE, _why(error), by=by, now=now)
+            if (row := _ready(place, now)) is not None:
+                lifecycle.lose(row, JournalState.UNREADABLE, _why(error), by=by, now=now)
             return 0
         try:
             return _take_in(place, descriptor, by, now)
@@ -103,22 +110,35 @@ def _look(path: str) -> int:
 
 def _take_in(place: Place, descriptor: int, by: By, now: datetime) -> int:
     row, added = _ready(place, now), 0
-    while True:
+    # Without a row it was deleted, maybe while we read; or somebody else has read on, and we go on from there.
+    while row is not None:
         # Asked before reading: what is appended meanwhile makes it another.
         status = os.fstat(descriptor)
         if not is_same(descriptor, row):
-            row = lifecycle.supersede(row, by=by, now=now)
+            row = _renewed(place, row, by, now)
+            continue
         batch = read_batch(descriptor, row.committed_offset, row.committed_line, _check(row))
         mark = "" if batch.more else mark_of(status)
         if batch.offset == row.committed_offset:
             _settle(row, mark, status)
             return added
-        if not _commit(row, batch, {**facts(status), **fingerprints(descriptor, batch.offset), "mark": mark}, by, now):
-            # Somebody else has read on: go on from there.
-            row = _ready(place, now)
-            continue
-        added += len(batch.lines)
-        row.refresh_from_db()
+        prints = fingerprints(descriptor, batch.offset)
+        if not is_same(descriptor, row) or not batch.agrees(prints):
+            # Another file by now: its prints beside these lines would vouch for lines that nobody read. To the next
+            # look it is one; where somebody writes it anew all the time, this one would never end.
+            return added
+        if _commit(row, batch, {**facts(status), **prints, "mark": mark}, by, now):
+            added += len(batch.lines)
+        row = _row(place)
+    return added
+
+
+def _renewed(place: Place, row: JournalFile, by: By, now: datetime) -> JournalFile | None:
+    """Return the next generation of a row; None when it was deleted meanwhile."""
+    try:
+        return lifecycle.supersede(row, by=by, now=now)
+    except JournalFile.DoesNotExist:
+        return None
 
 
 def _commit(row: JournalFile, batch: Batch, columns: dict[str, Any], by: By, now: datetime) -> bool:
@@ -208,11 +228,13 @@ def _row(place: Place) -> JournalFile | None:
     return rows.exclude(state=JournalState.SUPERSEDED).first()
 
 
-def _ready(place: Place, now: datetime) -> JournalFile:
-    """Return the current row of a place, made when there is none."""
+def _ready(place: Place, now: datetime) -> JournalFile | None:
+    """Return the current row of a place, made when there is none; None for that of a deleted session."""
     if (row := _row(place)) is not None:
         return row
     with contextlib.suppress(IntegrityError), writing():
+        if place.family == JournalFamily.TURNS and _is_deleted(place):
+            return None
         return JournalFile.objects.create(
             node=settings.ANDON_NODE,
             family=place.family,
@@ -225,6 +247,11 @@ def _ready(place: Place, now: datetime) -> JournalFile:
     if row is None:
         raise RuntimeError(f"{place.path} has no row and none can be made")
     return row
+
+
+def _is_deleted(place: Place) -> bool:
+    stones = Tombstone.objects.filter(node=settings.ANDON_NODE, root=place.root, session_id=place.name)
+    return stones.exists()
 
 
 def _why(error: OSError) -> str:

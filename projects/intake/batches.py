@@ -24,12 +24,20 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True)
 class Batch:
-    """Whole lines and where they end; `more`: others wait behind them."""
+    """Whole lines and where they end; `more`: others wait behind them. `raw` are their bytes, none of one too long."""
 
     offset: int
     line: int
     lines: list[Line] = field(default_factory=list)
     more: bool = False
+    raw: bytes = b""
+
+    def agrees(self, prints: dict[str, Any]) -> bool:
+        """Say whether the prints of a file are those of one that has these lines, as far as they reach into them."""
+        begins, (_, tail) = len(self.raw) == self.offset, tail_of(self.offset)
+        head_differs = begins and sha256(self.raw[: prints["fp_len"]]) != prints["fingerprint"]
+        tail_differs = len(self.raw) >= tail and sha256(self.raw[-tail:]) != prints["tail_hash"]
+        return not (head_differs or tail_differs)
 
 
 def is_same(descriptor: int, row: JournalFile) -> bool:
@@ -56,7 +64,8 @@ def read_batch(descriptor: int, offset: int, line: int, check: Callable[[dict[st
     *ended, rest = block[:end].split(b"\n", BATCH_LINES)
     used = end - len(rest)
     read = list(lines.read_bytes(block[:used], check=check, start=offset, line=line))
-    return Batch(offset + used, line + len(ended), read, more=bool(rest) or len(block) > BATCH_BYTES)
+    more = bool(rest) or len(block) > BATCH_BYTES
+    return Batch(offset + used, line + len(ended), read, more=more, raw=block[:used])
 
 
 def _overlong(descriptor: int, offset: int, line: int) -> Batch:
@@ -111,4 +120,8 @@ def tail_of(offset: int) -> tuple[int, int]:
 
 
 def digest(descriptor: int, start: int, size: int) -> str:
-    return hashlib.sha256(os.pread(descriptor, size, start)).hexdigest()
+    return sha256(os.pread(descriptor, size, start))
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,4 +86,11 @@ def place_of(path: str) -> Place | None:
 def directories() -> set[str]:
     """Return the directories to watch for changes of turn journals, those that exist."""
     folders = (root / journal.DIRECTORY for root in settings.ANDON_JOURNAL_ROOTS)
-    return {str(folder) for folder in folders if folder.is_dir() and not folder.is_symlink()}
+    return {str(folder) for folder in folders if _is_directory(folder)}
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False

@@ -117,6 +117,11 @@ class TestAppend:
         settings.ANDON_JOURNAL_ROOTS = []
         refused(append(operator), 400, "no-journal-root")
 
+    def test_a_root_that_cannot_be_seen(self, operator, settings, tmp_path):
+        settings.ANDON_JOURNAL_ROOTS = [tmp_path / ("x" * 300)]
+        refused(append(operator), 503, "journal-unavailable")
+        refused(operator.delete(f"{BASE}/{SID}"), 503, "journal-unavailable")
+
     def test_stands_although_the_database_fails(self, operator, monkeypatch):
         def fail(*_, **__):
             raise RuntimeError("no database")
@@ -215,6 +220,31 @@ class TestDelete:
         assert not journal.path_of(root, SID).exists()
         assert Event.objects.filter(kind="session.deleted").count() == 1
         assert Tombstone.objects.get().buried_at is not None
+
+    def test_a_file_that_is_made_again_is_not_seen_and_a_second_time_removed(self, operator, root, tmp_path, settings):
+        append(operator)
+        operator.delete(f"{BASE}/{SID}")
+        path = journal.path_of(root, SID)
+        path.write_bytes(b'{"event":"submitted","turn_id":"back"}\n')
+        assert intake.look(intake.places.session_place(root, SID), now=timezone.now()) == 0
+        assert operator.get(BASE).json()["sessions"] == []
+        refused(operator.get(f"{BASE}/{SID}"), 404, "session-not-found")
+        assert operator.delete(f"{BASE}/{SID}").status_code == 204
+        assert not path.exists()
+        other = tmp_path / "other"
+        settings.ANDON_JOURNAL_ROOTS = [root, other]
+        elsewhere = journal.path_of(other, SID)
+        elsewhere.parent.mkdir(parents=True)
+        elsewhere.write_bytes(b'{"event":"submitted","turn_id":"back"}\n')
+        assert operator.delete(f"{BASE}/{SID}").status_code == 204
+        assert not elsewhere.exists()
+        assert Tombstone.objects.filter(buried_at__isnull=False).count() == 2
+
+    def test_a_row_that_came_in_beside_the_deletion_is_not_listed(self, operator, root):
+        append(operator)
+        stone = {"node": JournalFile.objects.get().node, "root": str(root), "session_id": SID}
+        Tombstone.objects.create(**stone, deleted_at=timezone.now())
+        assert operator.get(BASE).json()["sessions"] == []
 
     def test_a_crash_before_the_file_went_is_finished(self, operator, root, monkeypatch):
         append(operator)

@@ -280,6 +280,26 @@ class TestGenerations:
         assert rescan().lines == 23
         assert self.generations()[-1] == (2, "read")
 
+    @pytest.mark.parametrize("name", ["read_batch", "fingerprints"])
+    @pytest.mark.parametrize("known", [True, False])
+    def test_one_that_is_truncated_and_grown_while_it_is_read(self, root, monkeypatch, name, known):
+        scribble(root, event(1), event(2))
+        if known:
+            rescan()
+            scribble(root, event(3))
+        real = getattr(intake, name)
+
+        def rewrite_first(*args):
+            self.other(root, *[event(number, content="another") for number in range(10, 20)])
+            return real(*args)
+
+        with monkeypatch.context() as raced:
+            raced.setattr(intake, name, rewrite_first)
+            rescan()
+        rescan()
+        assert lines_of() == list(range(1, 11))
+        assert set(Turn.objects.values_list("turn_id", flat=True)) == {f"t{number}" for number in range(10, 20)}
+
     def test_an_inode_used_again_is_no_proof(self, root):
         path = scribble(root, event(1))
         rescan()
@@ -377,6 +397,41 @@ class TestTold:
         lifecycle.bury(root, SID, by=SWEEP, now=timezone.now())
         assert Event.objects.filter(kind="session.deleted").count() == 1
 
+    def test_a_deleted_session_stays_away_whoever_looks(self, root, append):
+        append()
+        rescan()
+        lifecycle.bury(root, SID, by=SWEEP, now=timezone.now())
+        place = intake.places.session_place(root, SID)
+        assert intake.look(place, now=timezone.now()) == 0
+        place.path.unlink()
+        place.path.mkdir()
+        assert intake.look(place, now=timezone.now()) == 0
+        assert not JournalFile.objects.exists()
+
+    @pytest.mark.parametrize("name", ["is_same", "read_batch", "fingerprints", "_settle"])
+    def test_a_session_that_is_deleted_while_it_is_read_stays_away(self, root, append, monkeypatch, name):
+        append()
+        rescan()
+        append("completed")
+        if name == "is_same":
+            journal.path_of(root, SID).write_bytes(b"")
+        real = getattr(intake, name)
+
+        def delete_first(*args):
+            lifecycle.bury(root, SID, by=SWEEP, now=timezone.now())
+            return real(*args)
+
+        monkeypatch.setattr(intake, name, delete_first)
+        assert rescan().failed == 0
+        assert not JournalFile.objects.exists()
+
+    def test_a_row_that_was_made_beside_a_deletion_goes(self, root, append):
+        append()
+        rescan()
+        Tombstone.objects.create(node=current().node, root=str(root), session_id=SID, deleted_at=timezone.now())
+        rescan()
+        assert not JournalFile.objects.exists()
+
     def test_a_file_that_is_to_be_looked_at_again_is_opened_though_it_seems_the_same(self, root, append):
         append()
         rescan()
@@ -409,7 +464,7 @@ class TestWatched:
         scribble(root, event(1))
         (tmp_path / "linked").mkdir()
         (tmp_path / "linked" / "_turn_journal").symlink_to(root / "_turn_journal")
-        settings.ANDON_JOURNAL_ROOTS = [root, tmp_path / "linked", tmp_path / "none"]
+        settings.ANDON_JOURNAL_ROOTS = [root, tmp_path / "linked", tmp_path / "none", tmp_path / ("x" * 300)]
         assert intake.places.directories() == {str(root / "_turn_journal")}
 
     @pytest.mark.django_db(transaction=True)
