@@ -203,9 +203,9 @@ class TestMuch:
 
     def test_both_ways_at_once(self, repository):
         """It answers before it was told all: whoever only writes, or only reads, waits for ever."""
-        asked = b"HEAD:a.txt\n" * 200_000
+        asked = b"HEAD:a.txt\n" * 20_000
         out = run(["cat-file", "--batch-check"], repository, input=asked)
-        assert out.count(b"blob 4\n") == 200_000
+        assert out.count(b"blob 4\n") == 20_000
 
     def test_what_it_does_not_read_is_no_error(self, repository):
         run(["config", "alias.deaf", "!exec <&-; echo done"], repository)
