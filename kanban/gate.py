@@ -17,7 +17,7 @@ from projects import jobs, usage
 from projects.errors import Conflict, Unavailable
 from projects.events import SWEEP, By, writing
 from projects.models import Project
-from services import acceptance, logs, orders, rules, specs
+from services import acceptance, logs, orders, rules, specs, supervisor
 from services import lifecycle as services
 from services.models import LOG_FOLDER, ManagedProcess
 from services.states import LIVE
@@ -33,7 +33,9 @@ PENDING = frozenset({ProcessStatus.STARTING, ProcessStatus.RESTARTING, ProcessSt
 
 
 def wake(run_pk: int) -> None:
-    """Have what a run has left looked at soon, on the second pool."""
+    """Have what a run has left looked at soon, on the second pool; elsewhere than in a worker its sweep does."""
+    if supervisor.current() is None:
+        return
     jobs.submit(f"run:{run_pk}", settle, run_pk)
 
 
@@ -87,13 +89,14 @@ def _read_output(run: Run, *, now: datetime) -> None:
         outcome, error = Outcome.PROTOCOL_VIOLATION, NO_VERDICT
         if said is not None and said.failed:
             outcome, error = Outcome.CRASHED, usage.error_text(envelope or {}) or "its agent says that it failed"
-        elif run.exit_code:
+        elif run.exit_code != 0:
             outcome, error = Outcome.CRASHED, _last_error(run)
         lifecycle.fail(task, outcome, error, exit_code=run.exit_code, pid=run.pid, by=SWEEP, now=now)
 
 
 def _last_error(run: Run) -> str:
-    return (run.process.last_error if run.process is not None else "") or f"exit code {run.exit_code}"
+    said = run.process.last_error if run.process is not None else ""
+    return said or ("nobody saw how it ended" if run.exit_code is None else f"exit code {run.exit_code}")
 
 
 def _tokens(said: usage.Usage) -> int | None:

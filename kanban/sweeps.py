@@ -147,8 +147,9 @@ def _lost(run: Run, now: datetime) -> bool:
 
 
 def time_out(*, now: datetime) -> list[str]:
-    """End runs that are longer under way than their task allows. Returns ids."""
-    late = Run.objects.filter(ended_at=None, timeout_at__lte=now).select_related("task").defer("task__body")
+    """End runs that are longer under way than their task allows and have not said what came of it. Returns ids."""
+    late = Run.objects.filter(ended_at=None, timeout_at__lte=now, verdict="", task__phase="")
+    late = late.select_related("task").defer("task__body")
     return [
         run.task_id
         for run in late[:MOST_A_SWEEP]

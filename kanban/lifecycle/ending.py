@@ -85,8 +85,8 @@ def _settle_exit(task: Task, run: Run, process: ManagedProcess, *, by: By, now: 
         fail(task, Outcome.SPAWN_FAILED, error or "it could not be started", by=by, now=now)
     elif code == QUOTA_EXIT:
         rate_limit(task, by=by, now=now)
-    elif code is not None and code >= 0 and _leaves_envelope(run):
-        # Also when the code is an error's: only its output says whether it met a quota, and what it has cost.
+    elif (code is None or code >= 0) and _leaves_envelope(run):
+        # Also when the code is an error's or nobody saw it: its output says what came of it, or whether it met a quota.
         Task.objects.filter(pk=task.pk).update(phase=Phase.READING, lease_until=now + LEASE)
         _leave(run)
     elif code != 0:
@@ -210,12 +210,17 @@ def expire(task: Task, *, is_alive: bool, by: By, now: datetime) -> bool:
 
 
 def time_out(task: Task, *, by: By, now: datetime) -> None:
-    """End a run that is longer under way than max_runtime_s allows; its worker is stopped. Records task.timed_out."""
+    """End a run that is longer under way than max_runtime_s allows; its worker is stopped. Records task.timed_out.
+
+    Refuses (Conflict `not-due`) one that has time left, or that has given its verdict: what waits is no worker.
+    """
     with writing():
         task = locked(task.pk)
         run = current_run(task)
         if run.timeout_at is None or run.timeout_at > now:
             raise Conflict("not-due", f"The run {run} has time left.")
+        if run.verdict or task.phase:
+            raise Conflict("not-due", f"The run {run} has said what came of it.")
         fail(task, Outcome.TIMED_OUT, f"longer than {task.max_runtime_s} s", pid=run.pid, by=by, now=now)
 
 

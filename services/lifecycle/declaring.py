@@ -232,7 +232,7 @@ def _replace(row: ManagedProcess, about: Mapping[str, Any], *, wi: str, by: By, 
     expires_at = now + timedelta(minutes=about["ttl_minutes"])
     fields: dict[str, Any] = {**about, "expires_at": expires_at, "warn_at": warning_of(expires_at, now), "batch": ""}
     fields |= {"crashes": [], "attempt": 0, "outcome": Status.STARTING, "exit_cause": Cause.REPLACED}
-    fields |= {"retry_at": None, "next_probe_at": None, "health_by": None}
+    fields |= {"retry_at": None, "next_probe_at": None, "health_by": None, "last_health_at": None}
     if row.status == Status.RESTARTING:
         ManagedProcess.objects.filter(pk=row.pk).update(**fields)
         row.refresh_from_db()

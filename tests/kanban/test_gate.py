@@ -54,7 +54,7 @@ def left(run: Run) -> Task:
 class TestEnvelope:
     """An agent that says what came of it in the last line of its output."""
 
-    def ended(self, logs: Path, output: object, code: int = 0, **fields: Any) -> Run:
+    def ended(self, logs: Path, output: object, code: int | None = 0, **fields: Any) -> Run:
         rows.profile(reports=Reports.ENVELOPE)
         run = rows.started(**fields)
         text = output if isinstance(output, bytes) else json.dumps(output).encode()
@@ -134,6 +134,17 @@ class TestEnvelope:
     def test_an_error_code_without_one_has_crashed(self, logs: Path) -> None:
         run = self.ended(logs, b"Segmentation fault", 3)
         assert left(run).last_error == "exit code 3"
+        assert rows.fresh_run(run).outcome == Outcome.CRASHED
+
+    def test_an_end_that_nobody_saw_is_what_its_output_says(self, logs: Path) -> None:
+        task = left(self.ended(logs, self.success(), None))
+        assert (task.status, task.result) == (Status.DONE, "Painted.")
+
+    def test_without_words_an_end_that_nobody_saw_is_a_crash(self, logs: Path) -> None:
+        run = self.ended(logs, b"", None)
+        ManagedProcess.objects.update(last_error="")
+        task = left(run)
+        assert (task.violations, task.failures, task.last_error) == (0, 1, "nobody saw how it ended")
         assert rows.fresh_run(run).outcome == Outcome.CRASHED
 
     def test_an_error_code_after_success_has_crashed_too(self, logs: Path) -> None:
@@ -294,6 +305,25 @@ class TestServices:
         assert second.look().status == Status.DONE
         assert len(second.services) == 1
         assert second.services["web"].generation == 1
+
+    def test_what_is_replaced_was_never_healthy_yet(self, leave: Callable[..., Left], project: Project) -> None:
+        first = leave().declare()
+        first.look()
+        processes.healed(processes.spawned(first.services["web"]))
+        lifecycle.reopen(first.look(), by=ANNA, now=timezone.now())
+        run = rows.started(rows.fresh(first.run.task))
+        again = Left.__new__(Left)
+        again.run, again.file = run, first.file.parent.parent / run.agent / first.file.name
+        again.file.parent.mkdir()
+        lifecycle.complete(run.task, has_sidecar=True, by=as_run(run), now=timezone.now())
+        rows.ended(run, 0)
+        again.run = rows.fresh_run(run)
+        again.file.write_text(
+            json.dumps({"specs": [again.spec(args=["web", "-v"])], "written_by": run.agent, "wi_id": run.task_id})
+        )
+        assert again.look().phase == Phase.SERVICES
+        assert again.look().phase == Phase.SERVICES
+        assert again.services["web"].status == ProcessStatus.RESTARTING
 
     def test_without_a_sidecar_where_none_is_required(self, leave: Callable[..., Left]) -> None:
         it = leave()
@@ -506,8 +536,12 @@ def _deadly(patch: pytest.MonkeyPatch, step: str, is_after: bool) -> None:
     patch.setattr(place, name, dying)
 
 
-def test_waking_it_is_one_job_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waking_it_is_one_job_a_run_of_a_worker_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     submitted: list[tuple[Any, ...]] = []
     monkeypatch.setattr(gate.jobs, "submit", lambda *words: submitted.append(words))
+    monkeypatch.setattr(gate.supervisor, "current", lambda: None)
+    wake(7)
+    assert submitted == []
+    monkeypatch.setattr(gate.supervisor, "current", object)
     wake(7)
     assert submitted == [("run:7", gate.settle, 7)]

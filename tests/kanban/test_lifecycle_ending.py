@@ -268,9 +268,7 @@ class TestOtherEnds:
         rows.commit()
         assert heard.left == [run.pk]
 
-    @pytest.mark.parametrize(
-        ("code", "outcome"), [(-9, Outcome.CRASHED), (None, Outcome.CRASHED), (75, Outcome.RATE_LIMITED)]
-    )
+    @pytest.mark.parametrize(("code", "outcome"), [(-9, Outcome.CRASHED), (75, Outcome.RATE_LIMITED)])
     def test_not_when_it_was_killed_or_said_so_by_its_code(self, code: int, outcome: str, now: datetime) -> None:
         rows.profile("demo", reports=Reports.ENVELOPE)
         run = rows.started(now=now)
@@ -412,6 +410,19 @@ class TestTimeOut:
         assert rows.last(task, "timed_out").payload["pid"] == run.pid
         rows.commit()
         assert rows.process_of(run).status == ProcessStatus.STOPPING
+
+    def test_a_verdict_that_waits_is_kept(self, now: datetime) -> None:
+        run = rows.started(max_runtime_s=60, services_required=True, now=now)
+        lifecycle.complete(run.task, result="Up", by=rows.as_run(run), now=now)
+        late = now + 60 * SECOND
+        assert rows.unchanged(lambda: lifecycle.time_out(run.task, by=SWEEP, now=late)).code == "not-due"
+
+    def test_not_while_what_it_left_is_read(self, now: datetime) -> None:
+        rows.profile(reports=Reports.ENVELOPE)
+        run = rows.started(max_runtime_s=60, now=now)
+        rows.ended(run, 0, now=now)
+        late = now + 60 * SECOND
+        assert rows.unchanged(lambda: lifecycle.time_out(run.task, by=SWEEP, now=late)).code == "not-due"
 
     def test_not_without_a_limit_and_not_what_does_not_run(self, now: datetime) -> None:
         run, task = rows.started(now=now), rows.task()

@@ -146,6 +146,15 @@ class TestTimeOut:
         assert sweeps.time_out(now=now + MINUTE) == []
         assert rows.fresh(free.task).status == Status.RUNNING
 
+    def test_not_who_has_said_what_came_of_it(self, now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+        reported(now, max_runtime_s=60)
+        rows.profile(reports=Reports.ENVELOPE)
+        rows.ended(rows.started(max_runtime_s=60, now=now), 0, now=now)
+        asked: list[Task] = []
+        monkeypatch.setattr(lifecycle, "time_out", lambda of, **about: asked.append(of))
+        assert sweeps.time_out(now=now + MINUTE) == []
+        assert asked == []
+
 
 class TestPromoteReady:
     def test_whatever_was_missed_in_both_directions(self, now: datetime) -> None:

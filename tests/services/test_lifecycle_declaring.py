@@ -147,7 +147,7 @@ class TestDeclare:
         [row] = world.declare(world.spec("web", args=["web", "-v"], ports=[3000], ttl_minutes=10), **made, acts=False)
         assert (row.status, row.outcome, row.exit_cause) == (Status.RESTARTING, Status.STARTING, Cause.REPLACED)
         assert (row.args, row.ports, row.crashes, row.batch) == (["web", "-v"], [3000], [], "")
-        assert (row.retry_at, row.next_probe_at, row.health_by) == (None, None, None)
+        assert (row.retry_at, row.next_probe_at, row.health_by, row.last_health_at) == (None, None, None, None)
         assert row.expires_at == world.now + timedelta(minutes=10)
         assert world.payloads("service.declared")[-1]["cause"] == "replaced"
         world.prober.says.clear()
