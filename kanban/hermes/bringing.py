@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from kanban.hermes.holding import held, let_go
 from kanban.hermes.reading import Board, Row
 from kanban.hermes.translating import KIND, NOTE_BEGINS, UNKNOWN_TIME, Card, card, moment, note, payload, text
 from kanban.hermes.weaving import weave
@@ -68,6 +69,8 @@ class _Bringing:
     ids: dict[str, str] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
+    # The ids there of those that wait for others.
+    waiting: set[str] = field(default_factory=set)
     # (subject, id there) of the events that tell of a task's making, which stand in its own transaction.
     told: set[tuple[str, int]] = field(default_factory=set)
 
@@ -81,12 +84,16 @@ def bring(
     """Bring tasks, comments, links and events in; without `apply` only count what would be.
 
     `progress` is told what goes on, how many are done and how many there are. Records task.created and the board's
-    own events with their times (payload.imported), and board.imported once when anything was new.
+    own events with their times (payload.imported), task.ready of what waited and waits for nobody, and board.imported
+    once when anything was new.
     """
     at_work = _Bringing(board, apply, by, now, progress)
     _say_schema(at_work)
+    at_work.waiting |= {text(row["child_id"], 200) for batch in board.links() for row in batch}
     _bring_tasks(at_work)
     _bring_links(at_work)
+    if apply:
+        let_go(by=by, now=now)
     _bring_events(at_work)
     done = at_work.done
     if apply and done.is_new:
@@ -149,7 +156,7 @@ def _bring_some(at_work: _Bringing, rows: Sequence[Row]) -> None:
             if one.notes:
                 _say_notes(at_work, one)
         if at_work.apply:
-            Task.objects.bulk_create(Task(id=at_work.ids[one.source], **one.fields) for one in fresh)
+            Task.objects.bulk_create(_made(at_work, one) for one in fresh)
         notes = [_comment(at_work, one.source, AUTHOR, note(one.notes), one.created_at) for one in fresh if one.notes]
         found = [each for one in cards for each in _said(at_work, one, comments[one.source])]
         missing = _missing(at_work, found)
@@ -161,6 +168,11 @@ def _bring_some(at_work: _Bringing, rows: Sequence[Row]) -> None:
     at_work.done.known += len(cards) - len(fresh)
     at_work.done.comments += len(missing)
     at_work.done.ready += sum(one.fields["status"] == Status.READY for one in fresh)
+
+
+def _made(at_work: _Bringing, one: Card) -> Task:
+    """Return the row of a task; one that waits for others is nobody's to start before its links are in."""
+    return Task(id=at_work.ids[one.source], **(held(one.fields) if one.source in at_work.waiting else one.fields))
 
 
 def _by_task(rows: Sequence[Row]) -> defaultdict[str, list[Row]]:

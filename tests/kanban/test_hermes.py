@@ -13,7 +13,7 @@ from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanban import hermes, notices
+from kanban import dispatch, hermes, lifecycle, notices, sweeps
 from kanban.hermes import bringing, translating
 from kanban.hermes.weaving import weave
 from kanban.lifecycle import subscribing
@@ -144,6 +144,58 @@ class TestBring:
         assert (Task.objects.count(), Comment.objects.count()) == (30, 30)
         assert Event.objects.filter(kind="task.created").count() == 30
         assert not bring(board).is_new
+
+    def test_beside_a_live_worker_what_waits_is_not_started(self, board, monkeypatch):
+        parent, child, free, late = board.task(1), board.task(2), board.task(3, "todo"), board.task(4, "todo")
+        done = board.task(5, "done")
+        for above, below in ((parent, child), (parent, late), (done, free)):
+            board.link(above, below)
+        monkeypatch.setattr(bringing, "TASKS_AT_ONCE", 1)
+        real, seen = bringing._bring_some, []
+
+        def looked(*args):
+            real(*args)
+            sweeps.promote_ready(now=timezone.now())
+            seen.extend(dispatch.ready("n1", timezone.now()).values_list("pk", flat=True))
+
+        monkeypatch.setattr(bringing, "_bring_some", looked)
+        bring(board)
+        assert set(seen) == {parent}
+        found = dict(Task.objects.values_list("pk", "status"))
+        assert found == {parent: "ready", child: "todo", free: "ready", late: "todo", done: "done"}
+        assert not Task.objects.filter(held=True).exists()
+        assert not Task.objects.exclude(not_before=None).exists()
+        assert Event.objects.filter(kind="task.ready").count() == 1
+        assert sweeps.promote_ready(now=timezone.now()) == 0
+
+    @pytest.mark.parametrize("place", ["_bring_links", "let_go"])
+    def test_after_a_crash_before_the_links_the_next_import_lets_go(self, board, monkeypatch, place):
+        parent, child, own = board.task(1), board.task(2), board.task(3, "todo")
+        board.link(parent, child)
+        board.link(parent, own)
+
+        def crash(*args, **about):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bringing, place, crash)
+            with pytest.raises(KeyboardInterrupt):
+                bring(board)
+        # Also one that a person has sent on is nobody's to start yet.
+        lifecycle.move_to(Task.objects.get(pk=own), "ready", by=SWEEP, now=timezone.now())
+        sweeps.promote_ready(now=timezone.now())
+        assert list(dispatch.ready("n1", timezone.now())) == [Task.objects.get(pk=parent)]
+        bring(board)
+        lifecycle.complete(Task.objects.get(pk=parent), by=SWEEP, now=timezone.now())
+        assert set(dispatch.ready("n1", timezone.now()).values_list("pk", flat=True)) == {child, own}
+
+    def test_what_a_person_holds_stays_held_by_an_import(self, board):
+        name = board.task(2, "ready")
+        board.link(board.task(1, "done"), name)
+        bring(board)
+        lifecycle.move_to(Task.objects.get(pk=name), "todo", by=SWEEP, now=timezone.now())
+        bring(board)
+        assert Task.objects.get(pk=name).held
 
     def test_a_running_task_comes_in_as_ready_with_a_note(self, board):
         board.task(1, "running", claim_lock="box:42", worker_pid=42, started_at=T0 + 5)
