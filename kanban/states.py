@@ -21,6 +21,8 @@ VIOLATIONS_ALLOWED = 3
 ALIKE = 3
 ALIKE_WITHIN = timedelta(seconds=60)
 QUOTA_EXIT = 75
+# How the reason of a task begins whose runs have spent what it may cost.
+OVER_BUDGET = "over budget"
 # What an id of a task can be, also of one that another board gave it.
 TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,10}")
 

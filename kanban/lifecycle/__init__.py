@@ -20,7 +20,7 @@ from kanban.lifecycle.ending import (
     still_waiting,
     time_out,
 )
-from kanban.lifecycle.moves import free, locked, on_free, stop_process
+from kanban.lifecycle.moves import free, is_over_budget, locked, on_free, stop_process
 from kanban.lifecycle.profiles import note_found, pause, pause_dispatch, resume, resume_dispatch, the_board
 from kanban.lifecycle.promotion import settle
 from kanban.lifecycle.steering import approve, archive, force, move_to, patch, reopen, send_back, unblock
@@ -44,6 +44,7 @@ __all__ = [
     "free",
     "give_up_launch",
     "heartbeat",
+    "is_over_budget",
     "limit",
     "link",
     "locked",

@@ -168,6 +168,12 @@ def spent(task: Task) -> Decimal | None:
     return found
 
 
+def is_over_budget(task: Task) -> bool:
+    """Say whether nothing is left of what a task may cost."""
+    used = spent(task) if task.max_cost_usd is not None else None
+    return used is not None and task.max_cost_usd is not None and used >= task.max_cost_usd
+
+
 def storable(text: str, most: int = LONGEST_ERROR) -> str:
     """Return a text as every database takes it: without NUL and lone surrogates, at most `most` characters."""
     return text.replace("\x00", "")[:most].encode("utf-8", "replace").decode()

@@ -10,7 +10,7 @@ from django.db import IntegrityError
 from kanban import links
 from kanban.lifecycle.creating import assign, clean, edit, prioritise
 from kanban.lifecycle.ending import release
-from kanban.lifecycle.moves import end_run, free, illegal, is_person, locked, step, tell
+from kanban.lifecycle.moves import end_run, free, illegal, is_over_budget, is_person, locked, spent, step, tell
 from kanban.lifecycle.promotion import settle_children, settle_one
 from kanban.lifecycle.working import block, complete, finish, request_review
 from kanban.models import LONGEST_TEXT, Task
@@ -24,8 +24,9 @@ FORGIVEN: dict[str, Any] = {"failures": 0, "violations": 0, "transient_blocks": 
 def unblock(task: Task, *, by: By, now: datetime) -> Task:
     """Lift a block: to ready, or to todo while a parent is open. A person's also forgives all failures.
 
-    Refuses (Forbidden) anybody but a person for what needs a person, (Conflict) what is not blocked or not due.
-    Records task.unblocked.
+    Refuses (Forbidden) anybody but a person for what needs a person, (Conflict) what is not blocked or not due, and a
+    person `over-budget` while nothing is left of what it may cost: its first heartbeat would block it again. Records
+    task.unblocked.
     """
     with writing():
         task = locked(task.pk)
@@ -35,6 +36,9 @@ def unblock(task: Task, *, by: By, now: datetime) -> Task:
                 raise Forbidden("forbidden", f"{task.id} waits for a person.")
             if task.unblock_at is not None and task.unblock_at > now:
                 raise Conflict("not-due", f"{task.id} waits until {task.unblock_at.isoformat()}.")
+        elif task.status == Status.BLOCKED and is_over_budget(task):
+            used = f"{spent(task):.2f} of {task.max_cost_usd:.2f} dollars are spent"
+            raise Conflict("over-budget", f"{used}. Raise the limit of {task.id} first.")
         waits = bool(links.open_parents(task.pk)) and not task.parents_waived
         step(task, "unblock_waiting" if waits else "unblock", now=now, **(FORGIVEN if is_person(by) else {}))
         tell(task, "unblocked", by=by, now=now, status=task.status, block_kind=kind)

@@ -13,6 +13,7 @@ from kanban.states import (
     HEARTBEAT_TOLD_EVERY,
     LAUNCH_WITHIN,
     LEASE,
+    OVER_BUDGET,
     TRANSIENT_WAITS,
     BlockKind,
     Outcome,
@@ -184,7 +185,7 @@ def check_budget(task: Task, *, by: By, now: datetime) -> None:
     used = spent(task) if task.max_cost_usd is not None else None
     if used is None or task.max_cost_usd is None or used <= task.max_cost_usd:
         return
-    reason = f"over budget: {used:.2f} of {task.max_cost_usd:.2f} dollars are spent"
+    reason = f"{OVER_BUDGET}: {used:.2f} of {task.max_cost_usd:.2f} dollars are spent"
     _block(task, reason, BlockKind.NEEDS_INPUT, by=By(SWEEP.name, SWEEP.via, run=by.run), now=now)
 
 

@@ -12,12 +12,11 @@ from django.utils.translation import ngettext
 
 from kanban.models import Board, Profile, Task
 from kanban.pages.cards import STALE_AFTER
-from kanban.states import HUMAN_BLOCKS, STRANDED_AFTER, BlockKind, Status
+from kanban.states import HUMAN_BLOCKS, OVER_BUDGET, STRANDED_AFTER, BlockKind, Status
 from projects.models import ApiToken
 
 MOST = 200
 LONGEST_REASON = 300
-OVER_BUDGET = "over budget"
 CAN_START = Q(enabled=True) | (Q(enabled=None) & ~Q(found_on=[]))
 
 
@@ -143,7 +142,7 @@ def _blocked(row: Row) -> dict[str, Any]:
         )
     if row.reason.startswith(OVER_BUDGET):
         return _of_task(
-            row, "special", _("over budget"), row.reason, mark="blocked", post=("unblock", _("Go on all the same"))
+            row, "special", _("over budget"), row.reason, mark="blocked", ask=("limit", _("Raise the limit…"))
         )
     title = _("needs what its worker cannot do") if row.kind == BlockKind.CAPABILITY else _("waits for your answer")
     reason = row.reason or _("No reason was given.")

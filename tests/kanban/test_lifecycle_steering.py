@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -52,6 +53,15 @@ class TestUnblock:
             Task.objects.filter(pk=task.pk).update(failures=4)
             lifecycle.unblock(task, by=who, now=now + LATER)
             assert rows.fresh(task).failures == 4
+
+    def test_not_while_nothing_is_left_of_its_budget(self, now: datetime) -> None:
+        run = rows.pulled(max_cost_usd=Decimal(1), now=now)
+        lifecycle.heartbeat(run.task, cost_usd=Decimal(2), by=rows.as_run(run), now=now)
+        refusal = rows.unchanged(lambda: lifecycle.unblock(run.task, by=ANNA, now=now))
+        assert (type(refusal), refusal.code) == (Conflict, "over-budget")
+        assert "Raise the limit" in refusal.detail
+        Task.objects.filter(pk=run.task_id).update(max_cost_usd=Decimal("2.01"))
+        assert lifecycle.unblock(run.task, by=ANNA, now=now).status == Status.READY
 
     def test_to_todo_while_a_parent_is_open_unless_that_was_waived(self, now: datetime) -> None:
         task = rows.task(parents=[rows.task().pk])

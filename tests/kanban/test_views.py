@@ -282,6 +282,19 @@ class TestHome:
         lifecycle.heartbeat(run.task, cost_usd=Decimal(2), by=rows.as_run(run), now=timezone.now())
         [need] = [need for need in self.needs(sign_in()) if "Dear" in need["title"]]
         assert "over budget" in need["title"]
+        assert (need["act_label"], "post_url" in need) == ("Raise the limit…", False)
+
+    def test_with_a_greater_limit_it_goes_on(self, sign_in, make_task):
+        run = rows.started(make_task("Dear", max_cost_usd=Decimal(1)))
+        lifecycle.heartbeat(run.task, cost_usd=Decimal(2), by=rows.as_run(run), now=timezone.now())
+        client, address = sign_in(), f"/kanban/tasks/{run.task_id}"
+        refusal = client.post(f"{address}/unblock/", follow=True)
+        assert "2.00 of 1.00 dollars are spent. Raise the limit" in text_of(refusal)
+        client.post(f"{address}/limit/", {"max_cost_usd": "2"})
+        assert rows.fresh(run.task).status == "blocked"
+        client.post(f"{address}/limit/", {"max_cost_usd": "5"})
+        assert rows.fresh(run.task).status == "ready"
+        assert not [need for need in self.needs(client) if "Dear" in need["title"]]
 
 
 class TestSystem:
