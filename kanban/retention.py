@@ -13,7 +13,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Concat
 
 from kanban import workspaces
-from kanban.models import Link, Run, Task
+from kanban.models import LINGERING, Link, Run, Task
 from kanban.states import CLOSED, WorkspaceKind
 from kanban.workers import CONTEXT_FILE
 from projects.errors import Conflict
@@ -82,14 +82,15 @@ def _remove_folder(run: Run) -> None:
 
 
 def prunable(now: datetime) -> QuerySet[Task]:
-    """Return the tasks whose scratch workspaces may go: closed for 30 days, and no child of theirs is open.
+    """Return the tasks whose scratch workspaces may go: closed for 30 days, nobody works there, no child is open.
 
     A child may still read what its parent has left there.
     """
+    at_work = Run.objects.filter(Q(ended_at=None) | LINGERING, task=OuterRef("pk"))
     open_child = Link.objects.filter(parent=OuterRef("pk")).exclude(child__status__in=sorted(CLOSED))
     mine = Run.objects.filter(task=OuterRef("pk"), host=settings.ANDON_NODE, has_process=True).exclude(workspace="")
     scratch = long_closed(now).filter(workspace_kind=WorkspaceKind.SCRATCH)
-    return scratch.filter(Exists(mine), ~Exists(open_child))
+    return scratch.filter(Exists(mine), ~Exists(open_child), ~Exists(at_work))
 
 
 def prune_workspaces(*, now: datetime, dry_run: bool = False) -> list[str]:
@@ -104,6 +105,9 @@ def prune_workspaces(*, now: datetime, dry_run: bool = False) -> list[str]:
         place = home / workspaces.FOLDER / task.pk
         if dry_run:
             gone += [task.pk] if (place / workspaces.MARKER).is_file() else []
+            continue
+        # It may have been opened again since the others were found.
+        if not prunable(now).filter(pk=task.pk).exists():
             continue
         try:
             kept = workspaces.artefacts(task.result, place)

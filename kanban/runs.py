@@ -18,13 +18,13 @@ _POSTS = frozenset({"/api/kanban/tasks", "/api/managed-processes/validate"})
 def check(run: str, project: str, method: str, path: str) -> None:
     """Refuse (Forbidden) what the run `t_…/3` of a project ("" = of none) may not ask for."""
     task = re.escape(run.partition("/")[0])
+    is_service = path.startswith("/api/managed-processes")
     if method in {"GET", "HEAD"}:
-        is_service = path.startswith("/api/managed-processes")
         known = path in _GETS or _BY_NAME.fullmatch(path) or re.fullmatch(_OWN_GET.format(task=task), path)
-        # Without a project every service would be its own.
-        if known and not (is_service and not project):
-            return
-    if method == "POST" and (path in _POSTS or re.fullmatch(_OWN_POST.format(task=task), path)):
+    else:
+        known = method == "POST" and (path in _POSTS or re.fullmatch(_OWN_POST.format(task=task), path))
+    # Without a project every project, and every service, would be its own.
+    if known and not (is_service and not project):
         return
     raise Forbidden(
         "forbidden",

@@ -107,6 +107,27 @@ def test_a_workspace_stays_while_a_child_is_open(home: Path) -> None:
     assert retention.prune_workspaces(now=timezone.now()) == [run.task_id]
 
 
+def test_a_workspace_stays_of_what_was_opened_again_meanwhile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = worked_on(home), worked_on(home)
+    real = workspaces.remove
+
+    def remove(*words: Any, **about: Any) -> bool:
+        other = second if words[0] == first.task_id else first
+        started(lifecycle.reopen(other.task, by=ANNA, now=timezone.now()))
+        return real(*words, **about)
+
+    monkeypatch.setattr(workspaces, "remove", remove)
+    [gone] = retention.prune_workspaces(now=timezone.now())
+    kept = second if gone == first.task_id else first
+    assert (home / "workspaces" / kept.task_id / "report.md").exists()
+
+
+def test_a_workspace_stays_while_somebody_works_there(home: Path) -> None:
+    run = worked_on(home)
+    ManagedProcess.objects.filter(pk=run.process_id).update(status="stopping", outcome="stopped")
+    assert retention.prune_workspaces(now=timezone.now()) == []
+
+
 @pytest.mark.parametrize("marker", ["", "t_00000000"])
 def test_a_directory_that_is_not_ours_is_never_touched(home: Path, marker: str) -> None:
     run = worked_on(home)

@@ -74,9 +74,9 @@ def test_everything_else_is_refused(method: str, path: str, project: str) -> Non
     assert refusal.value.code == "forbidden"
 
 
-def test_without_a_project_no_service_is_its_own() -> None:
+def test_without_a_project_no_service_and_no_project_is_its_own() -> None:
     for method, path in ALLOWED:
-        if method == "GET" and path.startswith("/api/managed-processes"):
+        if path.startswith("/api/managed-processes"):
             with pytest.raises(Forbidden):
                 check(RUN, "", method, path)
         else:
