@@ -20,9 +20,9 @@ def check(run: str, project: str, method: str, path: str) -> None:
     task = re.escape(run.partition("/")[0])
     is_service = path.startswith("/api/managed-processes")
     if method in {"GET", "HEAD"}:
-        known = path in _GETS or _BY_NAME.fullmatch(path) or re.fullmatch(_OWN_GET.format(task=task), path)
+        known = path in _GETS or bool(_BY_NAME.fullmatch(path) or re.fullmatch(_OWN_GET.format(task=task), path))
     else:
-        known = method == "POST" and (path in _POSTS or re.fullmatch(_OWN_POST.format(task=task), path))
+        known = method == "POST" and (path in _POSTS or bool(re.fullmatch(_OWN_POST.format(task=task), path)))
     # Without a project every project, and every service, would be its own.
     if known and not (is_service and not project):
         return

@@ -1,7 +1,7 @@
 """Level-triggered repairs of the board; any host may run them, any number at once. Each returns what it did."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
@@ -47,7 +47,8 @@ def run_pass(nodes: list[str], *, limit: int, dry_run: bool = False, by: By, now
     """
     done = Pass(dry_run=dry_run)
     if dry_run:
-        done.reclaimed = sum(not is_alive(run, now) for run in _expired(now))
+        hosts = dispatch.ticking(now)
+        done.reclaimed = sum(not is_alive(run, hosts) for run in _expired(now))
         done.promoted = _promotable().count()
     else:
         mend(done, now=now)
@@ -91,12 +92,12 @@ def _expired(now: datetime) -> list[Run]:
     return list(runs.defer("task__body", "task__result")[:MOST_A_SWEEP])
 
 
-def is_alive(run: Run, now: datetime) -> bool:
+def is_alive(run: Run, hosts: Collection[str]) -> bool:
     """Say whether a run goes on as far as anybody can prove: its process runs and its host's worker would know.
 
-    One whose process is gone and whose services are waited for goes on too, while there is who would look at them.
+    `hosts` are the nodes whose worker ticks. One whose process is gone and whose services are waited for goes on too,
+    while there is who would look at them.
     """
-    hosts = dispatch.ticking(now)
     if run.task.phase:
         return not run.has_process or run.host in hosts
     process = run.process
@@ -105,10 +106,12 @@ def is_alive(run: Run, now: datetime) -> bool:
 
 def release_expired(*, now: datetime) -> list[str]:
     """Release tasks whose lease is over, except those whose process is provably alive. Returns their ids."""
+    found = _expired(now)
+    hosts = dispatch.ticking(now) if found else []
     return [
         run.task_id
-        for run in _expired(now)
-        if _each(partial(lifecycle.expire, run.task, is_alive=is_alive(run, now), by=SWEEP, now=now), run.task_id)
+        for run in found
+        if _each(partial(lifecycle.expire, run.task, is_alive=is_alive(run, hosts), by=SWEEP, now=now), run.task_id)
     ]
 
 
@@ -162,7 +165,7 @@ def _promotable() -> Any:
 
 
 def promote_ready(*, now: datetime) -> int:
-    """Bring tasks where their parents let them be, whatever was missed. Returns how many moved."""
+    """Bring tasks where their parents let them be, whatever was missed. Returns how many were promoted."""
     stuck = Q(status=Status.TODO, held=False) | Q(status=Status.BLOCKED, block_kind=BlockKind.DEPENDENCY)
     late = Task.objects.filter(stuck, ~HAS_OPEN_PARENT) | Task.objects.filter(
         HAS_OPEN_PARENT, status=Status.READY, parents_waived=False
@@ -171,7 +174,7 @@ def promote_ready(*, now: datetime) -> int:
     if not keys:
         return 0
     with writing():
-        return lifecycle.settle(Task.objects.filter(pk__in=keys), by=SWEEP, now=now)
+        return lifecycle.settle(Task.objects.filter(pk__in=keys), by=SWEEP, now=now).promoted
 
 
 def lift_blocks(*, now: datetime) -> int:

@@ -15,7 +15,8 @@ from projects.events import SWEEP, By, record, writing
 def trip(run_pk: int, now: datetime) -> bool:
     """Pause a profile when this failure is the third task's within a minute with one error; says whether it did.
 
-    The failures that they had in common are taken back: the agent is to blame, not the tasks. Records profile.paused.
+    Not when another of its tasks came out well since the first of them. The failures that they had in common are taken
+    back: the agent is to blame, not the tasks. Records profile.paused, and task.edited of each.
     """
     run = Run.objects.get(pk=run_pk)
     with writing():
@@ -24,9 +25,10 @@ def trip(run_pk: int, now: datetime) -> bool:
             return False
         recent = Run.objects.filter(profile=run.profile, ended_at__gt=now - ALIKE_WITHIN)
         alike = recent.filter(signature=run.signature, outcome__in=sorted(COUNTED))
-        ends = list(alike.values_list("task_id", "outcome"))
-        tasks = sorted({task_id for task_id, _ in ends})
-        if len(tasks) < ALIKE or recent.filter(outcome=Outcome.COMPLETED).exists():
+        ends = list(alike.order_by("ended_at").values_list("task_id", "outcome", "ended_at"))
+        tasks = sorted({task_id for task_id, *_ in ends})
+        # What came out well before says nothing of an agent that is broken now.
+        if len(tasks) < ALIKE or recent.filter(outcome=Outcome.COMPLETED, ended_at__gt=ends[0][2]).exists():
             return False
         reason = f"{len(tasks)} tasks failed alike: {run.error.partition(chr(10))[0]}"
         _pause(profile, reason, by=SWEEP, now=now, tasks=tasks)
@@ -34,8 +36,11 @@ def trip(run_pk: int, now: datetime) -> bool:
         for task in mine.defer("body", "result"):
             if task.block_kind == BlockKind.BREAKER:
                 Task.objects.filter(pk=task.pk).update(blocked_by=profile.subject)
+                changed = ["blocked_by"]
             else:
-                _forgive(task, [outcome for task_id, outcome in ends if task_id == task.pk])
+                _forgive(task, [outcome for task_id, outcome, _ in ends if task_id == task.pk])
+                changed = ["failures", "violations"]
+            tell(task, "edited", by=SWEEP, now=now, changed=changed, reason=f"{profile.name} is paused")
     return True
 
 

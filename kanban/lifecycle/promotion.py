@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from datetime import datetime
+from typing import NamedTuple
 
 from django.db.models import Q, QuerySet
 
@@ -18,28 +19,36 @@ UNWAIVED = Q(status=Status.READY, parents_waived=False)
 MOST_AT_ONCE = 5000
 
 
-def settle_children(parents: Collection[str], *, by: By, now: datetime) -> int:
-    """Bring the children of parents that opened or closed where they belong; returns how many moved."""
+class Settled(NamedTuple):
+    """How many tasks moved, by why."""
+
+    promoted: int = 0
+    unblocked: int = 0
+    demoted: int = 0
+
+
+def settle_children(parents: Collection[str], *, by: By, now: datetime) -> None:
+    """Bring the children of parents that opened or closed where they belong."""
     keys = Link.objects.filter(parent__in=parents).values("child")
-    return settle(Task.objects.filter(pk__in=keys), by=by, now=now)
+    settle(Task.objects.filter(pk__in=keys), by=by, now=now)
 
 
 def settle_one(task: Task, *, by: By, now: datetime) -> None:
     """Bring one task where its parents let it be, the object too."""
-    if settle(Task.objects.filter(pk=task.pk), by=by, now=now):
+    if any(settle(Task.objects.filter(pk=task.pk), by=by, now=now)):
         task.refresh_from_db(fields=["status", "since", "active_at", "block_kind", "block_reason", "blocked_by"])
 
 
-def settle(tasks: QuerySet[Task], *, by: By, now: datetime) -> int:
+def settle(tasks: QuerySet[Task], *, by: By, now: datetime) -> Settled:
     """Promote what waits for nobody any more, take back what waits again; inside `writing()`.
 
-    Records task.ready, task.unblocked, task.status; children that are held or waived stay. Returns how many moved.
+    Records task.ready, task.unblocked, task.status; children that are held or waived stay.
     """
     # Locked before their parents are looked at: of two parents that close at once, the later one sees the other closed.
     found = tasks.filter(WAITING | BLOCKED_BY_PARENTS | UNWAIVED).order_by("pk")[:MOST_AT_ONCE]
     keys = list(found.select_for_update().values_list("pk", flat=True))
     if not keys:
-        return 0
+        return Settled()
     rows = Task.objects.filter(pk__in=keys).annotate(waits=HAS_OPEN_PARENT).defer("body", "result")
     todo, blocked, ready = [], [], []
     for task in rows:
@@ -49,8 +58,7 @@ def settle(tasks: QuerySet[Task], *, by: By, now: datetime) -> int:
             blocked.append(task)
         elif task.status == Status.READY and task.waits:
             ready.append(task)
-    moved = move(todo, "promote", now=now) + move(blocked, "unblock", now=now)
-    moved += move(ready, "demote", now=now)
+    moved = Settled(move(todo, "promote", now=now), move(blocked, "unblock", now=now), move(ready, "demote", now=now))
     for task in todo:
         tell(task, "ready", by=by, now=now)
     for task in blocked:

@@ -17,7 +17,7 @@ from kanban.pages.filters import Filters
 from kanban.states import Status
 from kanban.views import answers
 from projects import access
-from projects.errors import DomainError
+from projects.errors import DomainError, Unavailable
 from projects.pages import page
 from projects.states import Role
 from services import queries as services
@@ -85,10 +85,14 @@ def _columns(request: HttpRequest, wanted: Filters, shown: list[str], profiles: 
 
 @require_POST
 def nudge(request: HttpRequest) -> HttpResponse:
-    """Run one pass now: mend what is to be mended, claim up to eight."""
+    """Run one pass now: mend what is to be mended, claim up to eight. Refuses `no-worker`, as REST does."""
     access.need(request.identity, Role.OPERATOR)  # type: ignore[attr-defined]
     now = timezone.now()
-    done, runs = sweeps.run_pass(dispatch.ticking(now), limit=NUDGED, by=access.actor(request), now=now)
+    nodes = dispatch.ticking(now)
+    if not nodes:
+        silent = Unavailable("no-worker", _("No worker ticks anywhere, so nothing was changed. Start Andon."))
+        return answers.refused(request, silent, back=answers.came_from(request, BOARD))
+    done, runs = sweeps.run_pass(nodes, limit=NUDGED, by=access.actor(request), now=now)
     said = ngettext("%d task is started.", "%d tasks are started.", len(runs)) % len(runs)
     if not runs:
         waiting = len(done.skipped_unassigned) + len(done.skipped_nonspawnable)

@@ -70,9 +70,23 @@ class TestTrip:
 
     def test_nor_while_another_of_its_tasks_comes_out_well(self, now: datetime) -> None:
         run = rows.started(now=now)
-        lifecycle.complete(run.task, by=rows.as_run(run), now=now + SECOND)
+        lifecycle.complete(run.task, by=rows.as_run(run), now=now + 2 * SECOND)
         fail_alike(3, now)
         assert demo().paused_at is None
+
+    def test_what_came_out_well_before_the_first_of_them_says_nothing(self, now: datetime) -> None:
+        run = rows.started(now=now)
+        lifecycle.complete(run.task, by=rows.as_run(run), now=now)
+        fail_alike(3, now)
+        assert demo().paused_at is not None
+
+    def test_each_task_is_told_of(self, now: datetime) -> None:
+        forgiven = fail_alike(2, now)
+        [broken] = fail_alike(1, now, limit=1)
+        told = {"reason": "demo is paused", "via": "sweep"}
+        for run in forgiven:
+            assert rows.last(run.task, "edited").payload == {"changed": ["failures", "violations"], **told}
+        assert rows.last(broken.task, "edited").payload == {"changed": ["blocked_by"], **told}
 
     def test_nor_ends_that_do_not_count(self, now: datetime) -> None:
         for _ in range(3):

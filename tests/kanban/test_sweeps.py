@@ -49,6 +49,19 @@ class TestReleaseExpired:
         assert {rows.fresh(each.task).status for each in (silent, pulled)} == {Status.READY}
         assert sweeps.release_expired(now=late) == []
 
+    @pytest.mark.parametrize("count", [1, 5])
+    def test_who_ticks_is_asked_once(self, count: int, now: datetime, django_assert_num_queries: Any) -> None:
+        for _ in range(count):
+            rows.started(now=now)
+        rows.tick(now + LEASE)
+        with django_assert_num_queries(2):
+            found = sweeps._expired(now + LEASE)
+            hosts = sweeps.dispatch.ticking(now + LEASE)
+            assert all(sweeps.is_alive(run, hosts) for run in found)
+        with CaptureQueriesContext(connection) as queries:
+            assert sweeps.release_expired(now=now + LEASE) == []
+        assert sum("services_workerhost" in each["sql"] for each in queries) == 1
+
     def test_of_a_silent_host_nobody_knows(self, now: datetime) -> None:
         run = rows.started(now=now)
         assert sweeps.release_expired(now=now + LEASE) == [run.task_id]
@@ -168,7 +181,8 @@ class TestPromoteReady:
         waived = task(parents=[task().pk])
         lifecycle.move_to(waived, Status.READY, by=ANNA, now=now)
         before = rows.head()
-        assert sweeps.promote_ready(now=now) == 3
+        # What was unblocked or demoted is no promotion.
+        assert sweeps.promote_ready(now=now) == 1
         assert [rows.fresh(each).status for each in (waits, blocked, early, held, waived)] == [
             Status.READY, Status.READY, Status.TODO, Status.TODO, Status.READY
         ]  # fmt: skip

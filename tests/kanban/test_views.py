@@ -167,6 +167,17 @@ class TestBoard:
         client.post("/kanban/dispatch/nudge/")
         assert "Dispatching" in text_of(client.get("/kanban/"))
 
+    def test_a_nudge_without_a_worker_changes_nothing(self, sign_in, make_task):
+        client = sign_in()
+        expired = rows.pulled(now=timezone.now() - timedelta(hours=1))
+        before = rows.everything()
+        assert "No worker ticks" in text_of(client.post("/kanban/dispatch/nudge/", follow=True))
+        assert client.post("/kanban/dispatch/nudge/", headers={"HX-Request": "true"}).status_code == 503
+        assert rows.everything() == before
+        rows.tick()
+        client.post("/kanban/dispatch/nudge/")
+        assert rows.fresh_run(expired).outcome == "released"
+
 
 class TestMoving:
     def test_a_move_is_done_told_and_can_be_undone(self, sign_in, make_task_in):
