@@ -6,11 +6,12 @@ from datetime import datetime
 from pathlib import Path
 
 from django.conf import settings
+from django.db.models.functions import Substr
 from django.utils import timezone
 
 from kanban import context, profiles, workspaces
 from kanban.models import Profile, Run, Task
-from kanban.states import CLOSED
+from kanban.states import Status
 from projects import access
 from projects.errors import Conflict
 from projects.events import SWEEP, By, writing
@@ -116,7 +117,7 @@ def _workspace(task: Task) -> Path:
 
 def brief_of(task: Task, run: Run | None, *, workspace: str, cli: str, sidecar: str) -> context.Brief:
     """Return what a worker is told of a task; five queries however much there is."""
-    parents = Task.objects.filter(child_links__child=task, status__in=sorted(CLOSED)).order_by("completed_at", "pk")
+    parents = _results(task)
     remarks = task.comments.order_by("-pk")[:MOST_COMMENTS]
     earlier = task.runs.filter(ended_at__isnull=False).order_by("-number")[:MOST_ATTEMPTS]
     block = live_block([services.item(row) for row in services.healthy(task.project)]) if task.project else ""
@@ -130,13 +131,20 @@ def brief_of(task: Task, run: Run | None, *, workspace: str, cli: str, sidecar: 
         body=task.body,
         attempt=run.number if run else 0,
         services_required=task.services_required,
-        parents=[context.ParentResult(row.pk, row.title, row.result, row.completed_at) for row in parents],
+        parents=[context.ParentResult(*row) for row in parents],
         comments=[context.Remark(row.author, row.body, row.created_at) for row in reversed(remarks)],
         attempts=[context.Attempt(row.number, row.outcome, row.error, row.summary) for row in reversed(earlier)],
         services_block=block,
         cli=cli,
         sidecar=sidecar,
     )
+
+
+def _results(task: Task) -> list[tuple[str, str, str, datetime | None]]:
+    """Return id, title, as much of its result as is told, and end of the parents that were done last."""
+    done = Task.objects.filter(child_links__child=task, status=Status.DONE).order_by("-completed_at", "-pk")
+    told = done.annotate(begins=Substr("result", 1, 2 * context.FIELD_BYTES + 2))
+    return list(told.values_list("pk", "title", "begins", "completed_at")[: context.MOST_PARENTS])
 
 
 def _write(folder: Path, text: str) -> Path:

@@ -2,13 +2,14 @@
 
 import json
 import stat
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
-from kanban import lifecycle, profiles, workers, workspaces
+from kanban import context, lifecycle, profiles, workers, workspaces
 from kanban.models import Profile, Run
 from kanban.states import Status
 from projects import access
@@ -127,6 +128,17 @@ class TestPrepare:
         assert text.index("Remark 2.") < text.index("Remark 31.")
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+    def test_of_its_parents_what_the_newest_that_are_done_left(self, now: datetime) -> None:
+        parents = [rows.task(f"Step {n}") for n in range(32)]
+        for n, parent in enumerate(parents):
+            lifecycle.complete(parent, result="x" * 20_000, by=ANNA, now=now + n * timedelta(seconds=1))
+        given_up = lifecycle.archive(rows.task("Given up"), by=ANNA, now=now)
+        task = rows.task("Paint it", parents=[each.pk for each in (*parents, given_up)])
+        brief = workers.brief_of(task, None, workspace="", cli="", sidecar="")
+        assert {each.id for each in brief.parents} == {each.pk for each in parents[2:]}
+        assert max(len(each.result) for each in brief.parents) < 10_000
+        assert "(Cut: these are its first 4096 bytes.)" in context.render(brief)
 
     def test_a_brief_for_nobody_who_works(self, django_assert_max_num_queries: Any) -> None:
         task = rows.task("Paint it")
