@@ -202,6 +202,19 @@ def test_several_at_once_with_a_result_for_each(visit, andon: Up):
     is_in(page, fine, "ready")
 
 
+def test_several_at_once_that_do_not_reach_the_server_are_told_and_stay_selected(visit, andon: Up):
+    one = task(andon, "Cannot be reached")
+    page = visit()
+    page.watched.expected.append("ERR_FAILED")
+    board(page)
+    card(page, one).locator("input[name=ids]").check()
+    page.route("**/kanban/bulk/", lambda route: route.abort())
+    page.locator("#bulk").get_by_role("button", name="Archive").click()
+    expect(page.locator("#toasts")).to_contain_text("did not reach the server")
+    expect(card(page, one).locator("input[name=ids]")).to_be_checked()
+    assert status(andon, one) == "ready"
+
+
 def test_keys_walk_the_board(visit, andon: Up):
     task(andon, "First of two", priority=900)
     task(andon, "Second of two", priority=899)

@@ -19,10 +19,11 @@
     try {
       answer = await fetch(url, { method: "POST", body: data, headers: { "HX-Request": "true" } });
       toast(await answer.text());
-    } catch {
-      document.dispatchEvent(new CustomEvent("andon:toast", { detail: { text: document.getElementById("words").dataset.failed } }));
-    }
+    } catch { unreached(); }
     return answer?.ok ?? false;
+  }
+  function unreached() {
+    document.dispatchEvent(new CustomEvent("andon:toast", { detail: { text: document.getElementById("words").dataset.failed } }));
   }
   function toast(html) {
     const holder = document.createElement("template");
@@ -102,9 +103,11 @@
   bulk?.addEventListener("submit", async (event) => {
     event.preventDefault();
     const data = new FormData(bulk, event.submitter);
-    const answer = await fetch(bulk.action, { method: "POST", body: data, headers: { "HX-Target": "confirm" } });
     const holder = document.createElement("template");
-    holder.innerHTML = await answer.text();
+    try {
+      const answer = await fetch(bulk.action, { method: "POST", body: data, headers: { "HX-Target": "confirm" } });
+      holder.innerHTML = await answer.text();
+    } catch { unreached(); return; } // What was selected stays so.
     const sheet = holder.content.querySelector("#confirm");
     if (!sheet) { location.assign("/kanban/"); return; }
     document.dispatchEvent(new CustomEvent("andon:sheet", { detail: { sheet } }));
