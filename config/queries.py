@@ -19,6 +19,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from config import sizes
 from kanban.models import Run
 from kanban.pages import needs as work
 from projects import costs, sessions, timelines
@@ -245,7 +246,7 @@ def facts() -> list[dict[str, Any]]:
             "rows": [
                 (_("Engine"), _engine()),
                 (_("Size"), _bytes(_database_size())),
-                (_("Events"), f"{Event.objects.count():,}"),
+                (_("Events"), f"{_counted_events():,}"),
                 (_("Log kept from / to"), f"{floor() + 1:,} / {head():,}"),
             ],
         },
@@ -263,7 +264,7 @@ def facts() -> list[dict[str, Any]]:
             "rows": [
                 (_("Home"), str(settings.ANDON_HOME)),
                 (_("Free"), f"{_bytes(disk.free)} of {_bytes(disk.total)}"),
-                (_("Logs"), _bytes(_tree_size(settings.ANDON_HOME / "logs"))),
+                (_("Logs"), _bytes(_log_bytes())),
                 (_("Workspace roots"), ", ".join(str(root) for root in settings.ANDON_WORKSPACE)),
             ],
         },
@@ -305,6 +306,16 @@ def numbers(now: datetime) -> list[tuple[str, str, list[str], list[tuple[list[st
     ]
 
 
+@sizes.kept(seconds=60)
+def _counted_events() -> int:
+    return Event.objects.count()
+
+
+@sizes.kept(seconds=60)
+def _log_bytes() -> int:
+    return sizes.of_tree(settings.ANDON_HOME / "logs")
+
+
 def _engine() -> str:
     if connection.vendor == "sqlite":
         return f"SQLite {sqlite3.sqlite_version}"
@@ -314,15 +325,11 @@ def _engine() -> str:
 def _database_size() -> int:
     if connection.vendor == "sqlite":
         path = Path(str(connection.settings_dict["NAME"]))
-        return sum(part.stat().st_size for part in path.parent.glob(path.name + "*") if part.is_file())
+        return sizes.of_files(path.parent.glob(path.name + "*"))
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_database_size(current_database())")
         size: int = cursor.fetchone()[0]
         return size
-
-
-def _tree_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
 def _bytes(number: float) -> str:

@@ -112,6 +112,18 @@ class TestSystem:
         for part in ("test-node", "box", "Ticking", "Engine", "Free"):
             assert part in text
 
+    def test_what_is_dear_to_tell_is_kept_for_a_minute(self, sign_in, board, monkeypatch):
+        from config import sizes
+
+        monkeypatch.setattr(sizes, "_kept", {})
+        client = sign_in()
+        headers = {"HX-Request": "true", "HX-Target": "facts"}
+        first = client.get("/system/", headers=headers).content.decode()
+        assert f"<dd>{Event.objects.count()}</dd>" in first
+        monkeypatch.setattr(sizes, "of_tree", lambda folder: 1 / 0)
+        monkeypatch.setattr(Event.objects, "count", lambda: 1 / 0)
+        assert client.get("/system/", headers=headers).status_code == 200
+
     def test_the_header_turns_red_though_nobody_has_told_of_the_silence(self, sign_in, board):
         type(board).objects.update(tick_at=timezone.now() - timedelta(seconds=16))
         headers = {"HX-Request": "true", "HX-Target": "worker-tick"}
