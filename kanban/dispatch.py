@@ -57,7 +57,7 @@ def claim_ready(nodes: list[str], *, limit: int, dry_run: bool = False, by: By, 
     profiles = {profile.name: profile for profile in Profile.objects.all()}
     for node in nodes:
         _claim_on(node, profiles, done, limit=limit - len(done.spawned), dry_run=dry_run, by=by, now=now)
-    _list_skipped(nodes, profiles, done)
+    _list_skipped(profiles, done, now)
     return done
 
 
@@ -109,20 +109,28 @@ def _claim(task: Task, profile: Profile, node: str, *, by: By, now: datetime) ->
 
 def ready(node: str, now: datetime) -> QuerySet[Task]:
     """Return the tasks that a node may claim now, in the board's order; a task whose old worker lingers is none."""
-    here = Q(project="") | Q(project__in=Project.objects.filter(node=node, missing_since=None).values("slug"))
     lingers = Exists(Run.objects.filter(LINGERING, task=OuterRef("pk")))
     due = Q(not_before=None) | Q(not_before__lte=now)
-    rows = Task.objects.filter(here, due, ~lingers, Q(parents_waived=True) | ~HAS_OPEN_PARENT, status=Status.READY)
+    free = Q(parents_waived=True) | ~HAS_OPEN_PARENT
+    rows = Task.objects.filter(_placed(node), due, ~lingers, free, status=Status.READY)
     return rows.defer("body", "result").order_by("-priority", "created_at", "id")
 
 
-def _list_skipped(nodes: list[str], profiles: dict[str, Profile], done: Claimed) -> None:
-    """List ready tasks that nobody can be started for, the first 200 of each kind."""
+def _placed(node: str) -> Q:
+    """Return the condition on tasks that a node may do: of no project, or of one that is there on it."""
+    return Q(project="") | Q(project__in=Project.objects.filter(node=node, missing_since=None).values("slug"))
+
+
+def _list_skipped(profiles: dict[str, Profile], done: Claimed, now: datetime) -> None:
+    """List ready tasks that nobody can be started for on any host that ticks, the first 200 of each kind."""
     waiting = Task.objects.filter(status=Status.READY).order_by("-priority", "created_at", "id")
     unknown = waiting.exclude(assignee__in=profiles)
     done.skipped_unassigned = list(unknown.values_list("pk", flat=True)[:MOST_LISTED])
-    idle = [name for name, profile in profiles.items() if not any(profile.can_spawn(node) for node in nodes)]
-    done.skipped_nonspawnable = list(waiting.filter(assignee__in=idle).values_list("pk", flat=True)[:MOST_LISTED])
+    idle = waiting.filter(assignee__in=profiles)
+    for node in ticking(now):
+        names = [name for name, profile in profiles.items() if profile.can_spawn(node)]
+        idle = idle.exclude(_placed(node), assignee__in=names)
+    done.skipped_nonspawnable = list(idle.values_list("pk", flat=True)[:MOST_LISTED])
 
 
 def planned_workspace(task: Task) -> str:

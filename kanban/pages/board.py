@@ -1,4 +1,4 @@
-"""The board: its columns with counts and cards, and what stands above them; six queries whatever it holds."""
+"""The board: its columns with counts and cards, and what stands above them; seven queries whatever it holds."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -161,7 +161,7 @@ def columns(
     nodes: Iterable[str],
     now: datetime,
 ) -> list[Column]:
-    """Return columns with a page of cards each; three queries."""
+    """Return columns with a page of cards each; four queries."""
     wanted: dict[str, tuple[int, int]] = {}
     for status in shown:
         tally = counted.get(status, Tally())

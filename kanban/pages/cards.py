@@ -1,6 +1,6 @@
 """One card: what a person sees of a task on the board, made of its row, its marks and its run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy
 
 from kanban.models import LINGERING, Comment, Link, Profile, Run, Task
 from kanban.states import CLOSED, FAILURE_LIMIT, STRANDED_AFTER, BlockKind, Phase, Status
+from projects.models import Project
 from services.states import LIVE
 
 Text = str | Promise
@@ -76,12 +77,11 @@ def seen(task: Task) -> str:
 
 
 def cards(rows: Iterable[Task], profiles: Mapping[str, Profile], nodes: Iterable[str], now: datetime) -> list[Card]:
-    """Return cards for rows; two queries, for their marks and for their runs."""
+    """Return cards for rows; three queries, for their marks, their runs and where ready ones are to be done."""
     tasks = list(rows)
     keys = [task.pk for task in tasks]
     counted, runs, lingering = marks(keys), *_runs(tasks)
-    ticking = list(nodes)
-    spawnable = {name for name, profile in profiles.items() if any(profile.can_spawn(node) for node in ticking)}
+    ticking, places = list(nodes), _places(tasks)
     return [
         _card(
             task,
@@ -89,7 +89,7 @@ def cards(rows: Iterable[Task], profiles: Mapping[str, Profile], nodes: Iterable
             runs.get(task.pk),
             profiles,
             is_lingering=task.pk in lingering,
-            is_spawnable=task.assignee in spawnable,
+            stranded=why_nobody(task, profiles.get(task.assignee), ticking, places),
             now=now,
         )
         for task in tasks
@@ -139,6 +139,13 @@ def _runs(tasks: list[Task]) -> tuple[dict[str, Run], set[str]]:
     return runs, lingering
 
 
+def _places(tasks: list[Task]) -> dict[str, str]:
+    """Return the nodes of the projects that are there, of ready tasks; one query at most."""
+    slugs = {task.project for task in tasks if task.status == Status.READY and task.project}
+    rows = Project.objects.filter(slug__in=slugs, missing_since=None)
+    return dict(rows.values_list("slug", "node")) if slugs else {}
+
+
 def _card(
     task: Task,
     mark: Marks,
@@ -146,7 +153,7 @@ def _card(
     profiles: Mapping[str, Profile],
     *,
     is_lingering: bool,
-    is_spawnable: bool,
+    stranded: str,
     now: datetime,
 ) -> Card:
     profile = profiles.get(task.assignee)
@@ -161,7 +168,7 @@ def _card(
         is_broken = task.block_kind == BlockKind.BREAKER
         card.reason = task.block_reason.partition("\n")[0] if is_broken else task.block_reason
     elif task.status == Status.READY:
-        _mark_ready(card, task, profile, is_spawnable=is_spawnable, now=now)
+        _mark_ready(card, task, profile, stranded=stranded, now=now)
     elif task.status == Status.TODO and task.held:
         card.chips.append(Chip("stopped", _("Held")))
     if is_lingering:
@@ -180,27 +187,29 @@ def _mark_running(card: Card, task: Task, run: Run | None) -> None:
         card.chips.append(Chip("starting", _("Starting")))
 
 
-def _mark_ready(card: Card, task: Task, profile: Profile | None, *, is_spawnable: bool, now: datetime) -> None:
+def _mark_ready(card: Card, task: Task, profile: Profile | None, *, stranded: str, now: datetime) -> None:
     if task.not_before is not None and task.not_before > now:
         card.chips.append(Chip("waiting", _("Waits for quota"), task.not_before))
     if profile is not None and profile.paused_at is not None:
         card.chips.append(Chip("paused", _("Profile paused")))
-    elif is_stranded(task, is_spawnable=is_spawnable, now=now):
-        card.chips.append(Chip("stalled", stranded_word(task, profile)))
+    elif stranded and now - task.since >= STRANDED_AFTER:
+        card.chips.append(Chip("stalled", stranded))
     if task.parents_waived:
         card.chips.append(Chip("stopped", _("Parents waived")))
 
 
-def is_stranded(task: Task, *, is_spawnable: bool, now: datetime) -> bool:
-    """Say whether a ready task has waited half an hour for somebody who does not come."""
-    return task.status == Status.READY and not is_spawnable and now - task.since >= STRANDED_AFTER
-
-
-def stranded_word(task: Task, profile: Profile | None) -> str:
-    """Say why nobody does it."""
+def why_nobody(task: Task, profile: Profile | None, ticking: Collection[str], places: Mapping[str, str]) -> str:
+    """Say why nobody will do a ready task: `places` are the nodes of projects; "" when somebody will."""
     if not task.assignee:
         return _("Stranded: nobody's")
-    return _("Stranded: no such profile") if profile is None else _("Stranded: its agent is not there")
+    if profile is None:
+        return _("Stranded: no such profile")
+    if task.project and task.project not in places:
+        return _("Stranded: its project is not there")
+    if task.project and places[task.project] not in ticking:
+        return _("Stranded: its project's host is silent")
+    nodes = [places[task.project]] if task.project else ticking
+    return "" if any(profile.can_spawn(node) for node in nodes) else _("Stranded: its agent is not there")
 
 
 def limit_of(task: Task, profile: Profile | None) -> int:

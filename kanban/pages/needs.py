@@ -13,7 +13,9 @@ from django.utils.translation import ngettext
 from kanban.models import Board, Profile, Task
 from kanban.pages.cards import STALE_AFTER
 from kanban.states import HUMAN_BLOCKS, OVER_BUDGET, STRANDED_AFTER, BlockKind, Status
-from projects.models import ApiToken
+from projects.models import ApiToken, Project
+from services.models import WorkerHost
+from services.states import SILENT_AFTER, HostStatus
 
 MOST = 200
 LONGEST_REASON = 300
@@ -65,7 +67,11 @@ def signals(now: datetime) -> tuple[list[dict[str, Any]], set[str]]:
     human = Q(status=Status.BLOCKED, block_kind__in=sorted(HUMAN_BLOCKS))
     waits = Q(status=Status.READY, not_before__gt=now)
     failed = Q(status=Status.READY, failures__gt=0)
-    stranded = Q(status=Status.READY, since__lte=now - STRANDED_AFTER) & ~Exists(agent)
+    waited = Q(status=Status.READY, since__lte=now - STRANDED_AFTER)
+    stranded = waited & ~Exists(agent)
+    ticking = WorkerHost.objects.filter(status=HostStatus.TICKING, tick_at__gte=now - SILENT_AFTER).values("node")
+    here = Project.objects.filter(slug=OuterRef("project"), missing_since=None, node__in=ticking)
+    homeless = waited & ~Q(project="") & ~Exists(here)
     silent = Q(status=Status.RUNNING, active_at__lte=now - stale)
     what = Case(
         When(human, then=Value("blocked")),
@@ -73,10 +79,11 @@ def signals(now: datetime) -> tuple[list[dict[str, Any]], set[str]]:
         When(silent, then=Value("silent")),
         When(waits, then=Value("waits")),
         When(stranded, then=Value("stranded")),
+        When(homeless, then=Value("homeless")),
         default=Value("failed"),
     )
     tasks = _part(
-        Task.objects.filter(human | waits | failed | stranded | silent | Q(status=Status.REVIEW)),
+        Task.objects.filter(human | waits | failed | stranded | homeless | silent | Q(status=Status.REVIEW)),
         rank=Case(When(human, then=Value(2)), When(status=Status.REVIEW, then=Value(3)), default=Value(4)),
         what=what,
         key=F("pk"),
@@ -169,6 +176,11 @@ def _stranded(row: Row) -> dict[str, Any]:
     return _of_task(row, "warn", _("stranded"), reason, mark="stalled", ask=("assign", _("Assign…")))
 
 
+def _homeless(row: Row) -> dict[str, Any]:
+    reason = _("It is ready, and its project is not there, or on a host whose worker does not tick.")
+    return _of_task(row, "warn", _("stranded"), reason, mark="stalled", post=("todo", _("Hold")))
+
+
 def _failed(row: Row) -> dict[str, Any]:
     tries = ngettext("It failed %d time and is tried again.", "It failed %d times and is tried again.", row.failures)
     reason = f"{tries % row.failures} {_line(row.reason)}".strip()
@@ -199,6 +211,7 @@ NEEDS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "silent": _silent,
     "waits": _waits,
     "stranded": _stranded,
+    "homeless": _homeless,
     "failed": _failed,
     "profile": _profile,
     "board": _board,

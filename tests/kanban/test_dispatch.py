@@ -5,6 +5,7 @@ import hashlib
 import threading
 from collections import Counter
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,6 +241,22 @@ class TestSkipped:
         assert sorted(done.skipped_nonspawnable) == sorted(idle)
         assert done.spawned == []
 
+    def test_whose_project_is_nowhere_is_listed(self, demo: Profile, workspace: Path, now: datetime) -> None:
+        rows.tick(now, NODE, "n2")
+        made = {slug: task(project=make_project(workspace, slug).slug, now=now) for slug in ("away", "gone", "lost")}
+        elsewhere = task(project=make_project(workspace, "beside").slug, now=now)
+        rows.profile("local", enabled=None, found_on=[NODE])
+        wrong = task(project="beside", assignee="local", now=now)
+        Project.objects.filter(slug="away").update(node="silent")
+        Project.objects.filter(slug="gone").update(missing_since=now)
+        Project.objects.filter(slug="lost").delete()
+        Project.objects.filter(slug="beside").update(node="n2")
+        done = claim(now)
+        assert sorted(done.skipped_nonspawnable) == sorted([wrong.pk, *(each.pk for each in made.values())])
+        assert done.spawned == []
+        # Its own host will do it.
+        assert elsewhere.pk not in done.skipped_nonspawnable
+
     def test_the_lists_are_bounded(self, demo: Profile, now: datetime) -> None:
         about = {"status": Status.READY, "since": now, "created_at": now, "active_at": now}
         Task.objects.bulk_create(Task(id=f"t_{n:08x}", title="x", **about) for n in range(250))
@@ -247,6 +264,7 @@ class TestSkipped:
 
     def test_without_a_worker_nobody_can_be_started(self, demo: Profile, now: datetime) -> None:
         made = task(now=now)
+        WorkerHost.objects.all().delete()
         done = claim(now, nodes=[])
         assert (done.spawned, done.skipped_nonspawnable) == ([], [made.pk])
 

@@ -10,7 +10,9 @@ from django.utils import timezone
 from kanban import lifecycle
 from kanban.models import Task
 from kanban.pages.cards import seen
+from projects.models import Project
 from tests.kanban import rows
+from tests.services.world import make_project
 
 pytestmark = pytest.mark.django_db
 FRAME = 6  # session, user, groups, preference, log head, hosts
@@ -91,7 +93,10 @@ class TestBoard:
             *("triage", "todo", "ready", "running", "review", "blocked", "done", "archived")
         ]
 
-    def test_costs_twelve_queries_however_many_cards(self, sign_in, make_task, django_assert_max_num_queries):
+    def test_costs_twelve_queries_however_many_cards(
+        self, sign_in, make_task, workspace, django_assert_max_num_queries
+    ):
+        make_task(project=make_project(workspace).slug)
         for status in ("triage", "todo", "ready", "running", "review", "blocked", "done", "archived"):
             for _ in range(3):
                 rows.in_status(status)
@@ -156,6 +161,25 @@ class TestBoard:
         assert "is-quiet is-warn" in text
         assert "no activity 3 h" in text
         assert "Stranded" in text
+
+    def test_what_has_no_place_is_stranded_here_and_at_home(self, sign_in, make_task, workspace):
+        now = timezone.now()
+        rows.tick(now)
+        rows.profile()
+        long_ago = now - timedelta(hours=1)
+        for slug in ("gone", "lost", "away", "here"):
+            make_task(f"Of {slug}", project=make_project(workspace, slug).slug, now=long_ago)
+        Project.objects.filter(slug="gone").update(missing_since=now)
+        Project.objects.filter(slug="lost").delete()
+        Project.objects.filter(slug="away").update(node="silent")
+        client = sign_in()
+        text = text_of(client.get("/kanban/"))
+        assert text.count("Stranded: its project is not there") == 2
+        assert text.count("Stranded: its project&#x27;s host is silent") == 1
+        assert text.count("Stranded") == 3
+        found = [need for need in client.get("/").context["needs"] if "stranded" in need["title"]]
+        assert sorted(need["title"] for need in found) == [f"Of {slug}: stranded" for slug in ("away", "gone", "lost")]
+        assert {need["post_label"] for need in found} == {"Hold"}
 
     def test_tells_that_the_dispatcher_is_paused_or_silent(self, sign_in):
         client = sign_in()
