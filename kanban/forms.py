@@ -8,7 +8,7 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy
 
-from kanban.models import LONGEST_TEXT, LONGEST_TITLE, Profile, Task
+from kanban.models import LONGEST_TEXT, LONGEST_TITLE, Profile
 from kanban.states import BlockKind, Status, WorkspaceKind
 from projects.models import Project
 
@@ -244,7 +244,3 @@ class PauseForm(forms.Form):
 def profile_names() -> list[str]:
     """Return what the field of an assignee suggests."""
     return list(Profile.objects.order_by("name").values_list("name", flat=True))
-
-
-def edit_initial(task: Task) -> dict[str, Any]:
-    return {"title": task.title, "body": task.body}

@@ -11,7 +11,7 @@ from django.db import IntegrityError
 from django.db.models import F
 
 from kanban import links
-from kanban.lifecycle.moves import free, locked, need_current, tell
+from kanban.lifecycle.moves import free, locked, need_current, storable, tell
 from kanban.lifecycle.promotion import settle_one
 from kanban.models import LONGEST_TEXT, LONGEST_TITLE, Comment, Link, Run, Task
 from kanban.states import CLOSED, TASK_ID, Status, WorkspaceKind
@@ -217,8 +217,8 @@ def unlink(parent: str, child: str, *, by: By, now: datetime) -> None:
     with writing():
         links.lock_graph()
         task = _known(child)
-        if not Link.objects.filter(parent=parent, child=child).delete()[0]:
-            raise Rejected("no-such-link", f"{child} does not wait for {parent}.")
+        if not (TASK_ID.fullmatch(parent) and Link.objects.filter(parent=parent, child=child).delete()[0]):
+            raise Rejected("no-such-link", f"{child} does not wait for {storable(parent, 40)}.")
         tell(task, "unlinked", by=by, now=now, parent=parent, child=child)
         _edges_changed(task, by, now)
 
@@ -243,7 +243,7 @@ def _known(task_id: str) -> Task:
     try:
         return locked(task_id)
     except Missing:
-        raise Rejected("unknown-task", f"There is no task {task_id[:40]}.") from None
+        raise Rejected("unknown-task", f"There is no task {storable(task_id, 40)}.") from None
 
 
 def _parents(wanted: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from django.db import connection
 from django.db.models import Q, Sum
 
 from kanban.models import LONGEST_ERROR, Run, Task
-from kanban.states import TASK_MOVES, Outcome, Status
+from kanban.states import TASK_ID, TASK_MOVES, Outcome, Status
 from projects import access
 from projects.errors import Conflict, Forbidden, Missing
 from projects.events import SWEEP, By, after, record
@@ -39,9 +39,10 @@ log = logging.getLogger("andon.kanban")
 
 def locked(task_id: str) -> Task:
     """Read a task for this transaction; Missing when there is none."""
-    task = Task.objects.select_for_update().filter(pk=task_id).first()
+    # A form may name anything, and PostgreSQL refuses to look for NUL.
+    task = Task.objects.select_for_update().filter(pk=task_id).first() if TASK_ID.fullmatch(task_id) else None
     if task is None:
-        raise Missing("not-found", f"There is no task {task_id[:40]}.")
+        raise Missing("not-found", f"There is no task {storable(task_id, 40)}.")
     return task
 
 

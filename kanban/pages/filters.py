@@ -64,7 +64,8 @@ def read(asked: Mapping[str, str], *, lanes: bool = False, archived: bool = Fals
     """Read an address; nonsense asks for nothing, an absent switch is as the settings have it."""
 
     def text(name: str) -> str:
-        return str(asked.get(name, "")).strip()[:LONGEST]
+        # PostgreSQL refuses to look for NUL; nothing here holds one.
+        return str(asked.get(name, "")).replace("\x00", "").strip()[:LONGEST]
 
     return Filters(
         q=text("q"),

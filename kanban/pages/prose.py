@@ -1,6 +1,10 @@
-"""Markdown of people and agents as safe HTML: no raw HTML, no images, links that give nothing away."""
+"""Markdown of people and agents as safe HTML: no raw HTML, no images, links that give nothing away.
+
+With ANDON_BOARD_RENDER_MARKDOWN off every text is shown as it was written.
+"""
 
 import nh3
+from django.conf import settings
 from django.utils.safestring import SafeString, mark_safe
 from markdown_it import MarkdownIt
 
@@ -20,7 +24,7 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "striketh
 def html(text: str) -> SafeString:
     """Return a text's Markdown as HTML; signs that cannot be seen are made visible first."""
     shown = visible(text.replace("\r\n", "\n").expandtabs(4))
-    if len(shown) > MOST_RENDERED:
+    if len(shown) > MOST_RENDERED or (shown and not settings.ANDON_BOARD.render_markdown):
         return mark_safe(nh3.clean(f"<pre>{nh3.clean_text(shown)}</pre>", tags={"pre"}))  # noqa: S308
     tokens = _MARKDOWN.parse(shown)
     for token in tokens:

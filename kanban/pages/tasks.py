@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import OuterRef, Q, Subquery
+from django.db.models import OuterRef, Subquery
 from django.utils.functional import cached_property
 from django.utils.safestring import SafeString
 
@@ -18,7 +18,7 @@ from kanban.pages.moving import Target
 from kanban.pages.moving import targets as targets_of
 from kanban.pages.verbs import Verb
 from kanban.pages.verbs import of as verbs_of
-from kanban.states import CLOSED, FAILURE_LIMIT, OPEN, Outcome, Status
+from kanban.states import CLOSED, FAILURE_LIMIT, OPEN, TASK_ID, Outcome, Status
 from projects import queries as projects
 from projects.errors import Missing
 from projects.models import Event
@@ -45,7 +45,8 @@ LOOKS: dict[str, str] = {
 def get_task(task_id: str) -> Task:
     """Return a task for its page, with its profile's failure limit; Missing when there is none."""
     limit = Profile.objects.filter(name=OuterRef("assignee")).values("failure_limit")[:1]
-    task = Task.objects.annotate(profile_limit=Subquery(limit)).filter(pk=task_id).first()
+    rows = Task.objects.annotate(profile_limit=Subquery(limit))
+    task = rows.filter(pk=task_id).first() if TASK_ID.fullmatch(task_id) else None
     if task is None:
         raise Missing("not-found", f"There is no task {task_id[:40]}.")
     return task
@@ -93,19 +94,18 @@ class TaskView:
         status, label = cards.BLOCKS.get(self.task.block_kind, ("blocked", self.task.block_kind))
         return Chip(status, label, self.task.unblock_at)
 
-    @cached_property
-    def _links(self) -> list[Link]:
-        rows = Link.objects.filter(Q(child=self.task) | Q(parent=self.task)).select_related("parent", "child")
-        heavy = [f"{side}__{name}" for side in ("parent", "child") for name in cards.HEAVY]
-        return list(rows.defer(*heavy)[: 2 * LINKS_SHOWN])
+    def _linked(self, side: str, **of: Task) -> list[Task]:
+        """Return those at the other ends of links, by link, as many as are shown."""
+        rows = Link.objects.filter(**of).select_related(side).defer(*(f"{side}__{name}" for name in cards.HEAVY))
+        return [getattr(link, side) for link in rows[:LINKS_SHOWN]]
 
     @cached_property
     def parents(self) -> list[Task]:
-        return [link.parent for link in self._links if link.child_id == self.task.pk]
+        return self._linked("parent", child=self.task)
 
     @cached_property
     def children(self) -> list[Task]:
-        return [link.child for link in self._links if link.parent_id == self.task.pk]
+        return self._linked("child", parent=self.task)
 
     @property
     def open_parents(self) -> list[Task]:
@@ -174,6 +174,11 @@ def look(run: Run) -> str:
 def edit_mark(task: Task) -> str:
     """Return what an edit form carries of what it began with."""
     return hashlib.sha256(f"{task.title}\n{task.body}".encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def events_of(run: Run) -> list[Event]:
+    """Return the newest events of one run, whatever came after it."""
+    return list(Event.objects.filter(subject=f"task:{run.task_id}", run=str(run)).order_by("-id")[:EVENTS_SHOWN])
 
 
 def get_run(pk: int) -> Run:

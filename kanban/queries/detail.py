@@ -1,10 +1,9 @@
-"""One task with all that belongs to it: bounded lists, oldest first, five queries."""
+"""One task with all that belongs to it: bounded lists, oldest first, six queries."""
 
 from typing import Any
 
 import orjson
 from django.db import connection
-from django.db.models import Q
 
 from kanban.models import Comment, Link, Run, Task
 from kanban.queries.events import event_document
@@ -85,12 +84,10 @@ def _events(task_id: str, before: int | None) -> list[dict[str, Any]]:
 
 
 def _links(task_id: str) -> dict[str, list[str]]:
-    rows = Link.objects.filter(Q(child=task_id) | Q(parent=task_id)).order_by("pk").values_list("parent_id", "child_id")
-    pairs = list(rows[:LINKS_SHOWN])
-    return {
-        "parents": [parent for parent, child in pairs if child == task_id],
-        "children": [child for parent, child in pairs if parent == task_id],
-    }
+    """Return the newest of either direction, each by link: many children leave no parent out."""
+    up = Link.objects.filter(child=task_id).order_by("-pk").values_list("parent_id", flat=True)
+    down = Link.objects.filter(parent=task_id).order_by("-pk").values_list("child_id", flat=True)
+    return {"parents": [*reversed(up[:LINKS_SHOWN])], "children": [*reversed(down[:LINKS_SHOWN])]}
 
 
 def _runs(task_id: str) -> list[dict[str, Any]]:

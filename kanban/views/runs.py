@@ -9,15 +9,12 @@ from django.views.decorators.http import require_safe
 
 from kanban.models import Run
 from kanban.pages import prose
-from kanban.pages.tasks import get_run, look
+from kanban.pages.tasks import events_of, get_run, look
 from kanban.states import Status
-from projects import queries as projects
 from projects.pages import page
 from services.models import ManagedProcess
 from services.pages import exit_words
 from services.streams import log_tail
-
-EVENTS_SHOWN = 20
 
 
 @require_safe
@@ -39,7 +36,7 @@ def run(request: HttpRequest, pk: int) -> HttpResponse:
         "services": _services(row),
     }
     if wanted in {None, "run-side"}:
-        context["events"] = _events(row)
+        context["events"] = events_of(row)
     if wanted is None and process is not None:
         context |= {
             "log": log_tail(process),
@@ -49,11 +46,6 @@ def run(request: HttpRequest, pk: int) -> HttpResponse:
     return page(
         request, "kanban/run.html", context, {"run-head": "kanban/_run_head.html", "run-side": "kanban/_run_side.html"}
     )
-
-
-def _events(row: Run) -> list[Any]:
-    found = projects.events({"subject": row.task.subject}, limit=200)
-    return [event for event in found if event.run == str(row)][:EVENTS_SHOWN]
 
 
 def _services(row: Run) -> list[dict[str, Any]]:

@@ -185,8 +185,8 @@ def test_a_task_is_read_with_all_that_belongs_to_it(ask, django_assert_num_queri
     rows.linked(parent, rows.fresh(run.task))
     lifecycle.comment(run.task, "Well", author="anna", by=rows.ANNA, now=timezone.now())
     asker.get("/config")
-    # The token, the task, and one for each list.
-    with django_assert_num_queries(6):
+    # The token, the task, and one for each list, of links for each direction.
+    with django_assert_num_queries(7):
         answer = asker.get(f"/tasks/{run.task_id}")
     found = answer.json()
     DetailOut.model_validate(found)

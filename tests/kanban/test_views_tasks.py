@@ -1,16 +1,23 @@
 """The page of a task and of a run, the list, the profiles: what they say, what is posted, what they cost."""
 
 import re
+from dataclasses import replace
 from datetime import timedelta
+from unittest import mock
+from urllib.parse import quote
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from kanban import lifecycle
-from kanban.models import Task
+from kanban import lifecycle, queries
+from kanban.models import Link, Task
 from kanban.pages import prose
 from kanban.pages.cards import seen
+from kanban.pages.tasks import TaskView
 from kanban.states import Status
+from projects.events import SWEEP, writing
 from tests.kanban import rows
 from tests.kanban.test_views import fragment, post, text_of
 from tests.projects.test_cost_pages import whole
@@ -49,6 +56,15 @@ class TestProse:
         html = prose.html("*x* <b>" + "y" * 70_000)
         assert html.startswith("<pre>*x* ")
         assert "<b>" not in html
+
+    def test_is_shown_as_it_was_written_where_the_settings_say_so(self, sign_in, make_task, settings):
+        task = make_task("Plain", body="*Do* <b>it</b>")
+        client = sign_in()
+        assert "<em>Do</em>" in text_of(client.get(task.get_absolute_url()))
+        settings.ANDON_BOARD = replace(settings.ANDON_BOARD, render_markdown=False)
+        text = text_of(client.get(task.get_absolute_url()))
+        assert "<pre>*Do* &lt;b&gt;it" in text
+        assert prose.html("") == ""
 
 
 class TestTask:
@@ -152,6 +168,43 @@ class TestTask:
         client.post(f"{url}unlink/", {"edge": f"parent:{other.pk}"})
         assert rows.fresh(task).status == "ready"
 
+    def test_many_children_leave_no_parent_out(self, sign_in, make_task):
+        task = make_task("Middle")
+        others = [make_task() for _ in range(4)]
+        Link.objects.bulk_create(Link(parent=task, child=other) for other in others[:3])
+        Link.objects.create(parent=others[3], child=task)
+        view = TaskView(task, timezone.now())
+        with mock.patch("kanban.pages.tasks.LINKS_SHOWN", 2):
+            assert [each.pk for each in view.parents] == [others[3].pk]
+            assert len(view.children) == 2
+        with mock.patch("kanban.queries.detail.LINKS_SHOWN", 2):
+            found = queries.detail(task.pk)["links"]
+        assert found == {"parents": [others[3].pk], "children": [each.pk for each in others[1:3]]}
+
+    @pytest.mark.parametrize("name", ["t_\x00", "x" * 50, "\x00"])
+    def test_no_name_of_nothing_is_looked_for(self, sign_in, make_task, name):
+        task = make_task("One")
+        client, url = sign_in(), task.get_absolute_url()
+        with CaptureQueriesContext(connection) as asked:
+            for place in ("link", "unlink"):
+                answer = client.post(f"{url}{place}/", {"other": name, "as_": "parent", "edge": f"parent:{name}"})
+                assert answer.status_code < 500
+            answer = client.post("/kanban/bulk/", {"ids": [name], "act": "archive"})
+            assert "There is no task" in text_of(answer)
+            assert client.get(f"/kanban/tasks/{quote(name)}/").status_code in {400, 404}
+        assert not [each["sql"] for each in asked if name in each["sql"]]
+
+    @pytest.mark.parametrize("asked", ["q", "project", "tenant", "assignee", "sort", "status", "page"])
+    def test_nor_of_a_filter(self, sign_in, make_task, asked):
+        make_task("One")
+        client = sign_in()
+        for path in ("/kanban/", "/kanban/list/", "/kanban/list/export.csv"):
+            with CaptureQueriesContext(connection) as queries_:
+                answer = client.get(path, {asked: "a\x00b"})
+                b"".join(answer) if answer.streaming else answer.content
+            assert answer.status_code < 500
+            assert not [each["sql"] for each in queries_ if "\x00" in each["sql"]]
+
 
 class TestUndo:
     @pytest.mark.parametrize(
@@ -244,6 +297,15 @@ class TestProfiles:
 
 
 class TestRun:
+    def test_of_an_older_one_its_own_events_are_shown(self, sign_in, make_task):
+        run = rows.pulled(make_task())
+        lifecycle.release(run.task, reason="Too slow", by=rows.ANNA, now=timezone.now())
+        with writing():
+            for number in range(210):
+                lifecycle.moves.tell(run.task, "heartbeat", by=SWEEP, now=timezone.now(), run="x", n=number)
+        found = sign_in().get(run.get_absolute_url()).context["events"]
+        assert [event.kind for event in found] == ["task.reclaimed", "task.claimed"]
+
     def test_shows_outcome_error_and_cost(self, sign_in, make_task, django_assert_max_num_queries):
         run = rows.started(make_task())
         rows.ended(run, 3, tail="boom <script>")
