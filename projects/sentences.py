@@ -287,6 +287,8 @@ _OF_TASKS: dict[str, Callable[[dict[str, str], Payload], str]] = {
     "task.rate_limited": _says("%(name)s waits for its agent's quota"),
     "task.protocol_violation": _failed("The worker of %(name)s ended without a verdict"),
     "task.reported": _says("%(name)s is reported done; its services are looked at"),
+    "task.exited": _says("The old worker of %(name)s has ended"),
+    "task.imported": _says("The history of %(name)s was brought in"),
     "task.completed": _says("%(name)s is done"),
     "task.blocked": _blocked,
     "task.unblocked": _says("%(name)s goes on"),

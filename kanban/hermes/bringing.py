@@ -17,6 +17,7 @@ from kanban.hermes.reading import Board, Row
 from kanban.hermes.translating import KIND, NOTE_BEGINS, UNKNOWN_TIME, Card, card, moment, note, payload, text
 from kanban.hermes.weaving import weave
 from kanban.models import Comment, Task
+from kanban.queries.events import KINDS
 from kanban.states import BlockKind, Status
 from projects.events import By, record, writing
 from projects.models import Event
@@ -84,8 +85,8 @@ def bring(
     """Bring tasks, comments, links and events in; without `apply` only count what would be.
 
     `progress` is told what goes on, how many are done and how many there are. Records task.created and the board's
-    own events with their times (payload.imported), task.ready of what waited and waits for nobody, and board.imported
-    once when anything was new.
+    own events with their times (payload.imported), task.imported after kinds that are not known here, task.ready of
+    what waited and waits for nobody, and board.imported once when anything was new.
     """
     at_work = _Bringing(board, apply, by, now, progress)
     _say_schema(at_work)
@@ -311,16 +312,20 @@ def _bring_events(at_work: _Bringing) -> None:
                 strange["whose id or kind cannot be read"] += 1
             else:
                 rows.append((row["id"], task_id, kind, row))
-        here = _here(rows) if rows else set()
+        here, unknown = _here(rows) if rows else set(), ""
         with at_work.writing():
             for number, task_id, kind, row in rows:
                 subject = f"task:{task_id}"
                 if (subject, number) in here or (subject, number) in at_work.told:
                     continue
                 at_work.done.events += 1
+                unknown = unknown if kind in KINDS else subject
                 if at_work.apply:
                     at, fields = moment(row.get("created_at")) or UNKNOWN_TIME, payload(row.get("payload"))
                     record(f"task.{kind}", subject, by=at_work.by, now=at, **fields, imported=True, source=number)
+            if unknown and at_work.apply:
+                # The board's cursor looks for kinds that it knows: one of them comes after those that it does not.
+                record("task.imported", unknown, by=at_work.by, now=at_work.now, imported=True)
         seen += len(batch)
         at_work.progress("events", seen, total)
     for why, count in strange.items():

@@ -56,7 +56,8 @@ def exited(process: ManagedProcess, by: By, now: datetime) -> None:
 
     Stopped by somebody: released. Never started: spawn_failed. Code 75: rate_limited. Code 0 without a verdict:
     protocol_violation. Anything else: crashed. Where its profile leaves a result in its output, or it left a verdict
-    that waits for its services, what it left is read first. Of a run that is over only the code is kept.
+    that waits for its services, what it left is read first. Of a run that is over only the code is kept; records
+    task.exited of it.
     """
     run = Run.objects.filter(process=process).first()
     if run is None:
@@ -68,6 +69,9 @@ def exited(process: ManagedProcess, by: By, now: datetime) -> None:
     # Its task may be claimed again.
     free()
     if task.current_run != run.number:
+        # Told once: who hears of the same end again has its code already.
+        if run.exit_code is None:
+            tell(task, "exited", by=by, now=now, run=str(run), exit_code=process.exit_code)
         return
     run = current_run(task)
     if run.verdict or task.phase:

@@ -47,16 +47,16 @@ _ANYWHERE = (
     *("created", "edited", "assigned", "priority", "commented", "linked", "unlinked", "status", "forced"),
     *("archived", "reopened", "completed", "approved", "unblocked"),
 )
-# An old worker that is gone at last.
-_ENDS = ("service.exited", "service.crashed", "service.stopped", "service.lost")
+# Where an old worker is shown until it is gone.
+_OPEN = (*_ANYWHERE, "exited")
 # Which events may change a column; a heartbeat concerns only who runs.
 KINDS: dict[str, tuple[str, ...]] = {
-    Status.TRIAGE: _ANYWHERE,
-    Status.TODO: (*_ANYWHERE, "ready", "sent_back", "reclaimed", "crashed", "rate_limited"),
+    Status.TRIAGE: _OPEN,
+    Status.TODO: (*_OPEN, "ready", "sent_back", "reclaimed", "crashed", "rate_limited"),
     Status.READY: ("",),
     Status.RUNNING: ("",),
-    Status.REVIEW: (*_ANYWHERE, "review_requested", "sent_back"),
-    Status.BLOCKED: (*_ANYWHERE, "blocked", "gave_up", "spawn_auto_blocked"),
+    Status.REVIEW: (*_OPEN, "review_requested", "sent_back"),
+    Status.BLOCKED: (*_OPEN, "blocked", "gave_up", "spawn_auto_blocked"),
     Status.DONE: _ANYWHERE,
     Status.ARCHIVED: _ANYWHERE,
 }
@@ -187,7 +187,7 @@ def columns(
                 cards=mine,
                 page=page,
                 pages=last,
-                kinds=" ".join([*(f"task.{kind}" for kind in KINDS[status]), "profile.", *_ENDS]),
+                kinds=" ".join([*(f"task.{kind}" for kind in KINDS[status]), "profile."]),
                 query=filters.query(**shown_pages),
                 before=filters.query(**{**shown_pages, f"page_{status}": page - 1}) if page > 1 else "",
                 after=filters.query(**{**shown_pages, f"page_{status}": page + 1}) if page < last else "",

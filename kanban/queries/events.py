@@ -16,6 +16,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "spawned": (),
     "heartbeat": (),
     "reported": (),
+    "exited": (),
+    "imported": (),
     "reclaimed": ("stale_lock",),
     "crashed": ("pid", "claimer"),
     "timed_out": (),

@@ -13,7 +13,7 @@ from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanban import dispatch, hermes, lifecycle, notices, sweeps
+from kanban import dispatch, hermes, lifecycle, notices, queries, sweeps
 from kanban.hermes import bringing, translating
 from kanban.hermes.weaving import weave
 from kanban.lifecycle import subscribing
@@ -144,6 +144,20 @@ class TestBring:
         assert (Task.objects.count(), Comment.objects.count()) == (30, 30)
         assert Event.objects.filter(kind="task.created").count() == 30
         assert not bring(board).is_new
+
+    def test_the_boards_cursor_goes_beyond_kinds_that_nobody_knows(self, board):
+        name = board.task(1)
+        board.event(name, "teleported")
+        board.event(name, "edited")
+        bring(board)
+        newest = Event.objects.filter(kind__startswith="task.").latest("id")
+        assert (newest.kind, newest.subject) == ("task.imported", f"task:{name}")
+        assert queries.latest_event_id() == newest.pk
+        assert not bring(board).is_new
+        assert Event.objects.latest("id").kind == "board.imported"
+        board.event(name, "edited")
+        bring(board)
+        assert Event.objects.filter(kind="task.imported").count() == 1
 
     def test_beside_a_live_worker_what_waits_is_not_started(self, board, monkeypatch):
         parent, child, free, late = board.task(1), board.task(2), board.task(3, "todo"), board.task(4, "todo")

@@ -147,7 +147,7 @@ class TestCrash:
             lifecycle.exited(process, SWEEP, now)
         assert rows.head() == before
 
-    def test_of_a_run_that_is_over_only_the_code_is_kept(self, now: datetime, heard: rows.Heard) -> None:
+    def test_of_a_run_that_is_over_the_code_is_kept_and_its_end_told(self, now: datetime, heard: rows.Heard) -> None:
         run = rows.started(now=now)
         lifecycle.complete(run.task, by=as_run(run), now=now)
         rows.commit()
@@ -156,7 +156,7 @@ class TestCrash:
         assert (task.status, rows.fresh_run(run).exit_code, rows.fresh_run(run).outcome) == (
             Status.DONE, 3, Outcome.COMPLETED
         )  # fmt: skip
-        assert rows.events(since=before) == []
+        assert rows.kinds(since=before) == ["exited"]
         rows.commit()
         # Its task may be claimed again, had it been released.
         assert heard.freed == 1
@@ -171,7 +171,7 @@ class TestCrash:
         before = rows.head()
         with writing():
             lifecycle.exited(process, SWEEP, now)
-        assert (rows.head(), rows.fresh(old.task).current_run) == (before, new.number)
+        assert (rows.kinds(since=before), rows.fresh(old.task).current_run) == (["exited"], new.number)
 
     def test_an_end_that_is_told_twice_counts_once(self, now: datetime) -> None:
         run = rows.started(now=now)
@@ -283,6 +283,14 @@ class TestOtherEnds:
         rows.commit()
         assert (task.status, task.phase, heard.left) == (Status.RUNNING, Phase.SERVICES, [run.pk])
         assert rows.fresh_run(run).exit_code == code
+
+    def test_an_old_worker_that_is_gone_is_told_of(self, now: datetime) -> None:
+        run = rows.started(now=now)
+        lifecycle.release(run.task, by=ANNA, now=now)
+        rows.commit()
+        task = rows.ended(run, -15, now=now)
+        event = rows.last(task, "exited")
+        assert (event.run, event.payload["exit_code"], event.actor) == (str(run), -15, "andon")
 
     def test_without_its_profile_it_is_judged_by_its_code(self, now: datetime) -> None:
         run = rows.started(now=now)

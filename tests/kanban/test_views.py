@@ -162,6 +162,15 @@ class TestBoard:
         assert "no activity 3 h" in text
         assert "Stranded" in text
 
+    def test_every_column_that_shows_an_old_worker_hears_of_its_end(self, sign_in, make_task_in):
+        make_task_in("review")
+        text = text_of(sign_in().get("/kanban/"))
+        heard = dict(re.findall(r'data-column="(\w+)"[^>]*? data-live-kinds="([^"]*)"', text))
+        for status in ("triage", "todo", "ready", "running", "review", "blocked"):
+            assert {"task.exited", "task."} & set(heard[status].split()), status
+        # A worker's process tells of nothing itself.
+        assert "service" not in " ".join(heard.values())
+
     def test_what_has_no_place_is_stranded_here_and_at_home(self, sign_in, make_task, workspace):
         now = timezone.now()
         rows.tick(now)
