@@ -161,8 +161,8 @@ class TestBring:
 
     def test_beside_a_live_worker_what_waits_is_not_started(self, board, monkeypatch):
         parent, child, free, late = board.task(1), board.task(2), board.task(3, "todo"), board.task(4, "todo")
-        done = board.task(5, "done")
-        for above, below in ((parent, child), (parent, late), (done, free)):
+        done, gone = board.task(5, "done"), board.task(6, "archived")
+        for above, below in ((parent, child), (parent, late), (parent, gone), (done, free)):
             board.link(above, below)
         monkeypatch.setattr(bringing, "TASKS_AT_ONCE", 1)
         real, seen = bringing._bring_some, []
@@ -176,7 +176,7 @@ class TestBring:
         bring(board)
         assert set(seen) == {parent}
         found = dict(Task.objects.values_list("pk", "status"))
-        assert found == {parent: "ready", child: "todo", free: "ready", late: "todo", done: "done"}
+        assert found == {parent: "ready", child: "todo", free: "ready", late: "todo", done: "done", gone: "archived"}
         assert not Task.objects.filter(held=True).exists()
         assert not Task.objects.exclude(not_before=None).exists()
         assert Event.objects.filter(kind="task.ready").count() == 1
