@@ -1,18 +1,21 @@
 """Sessions and loop histories as REST and pages show them: from their files, else from what was read of them."""
 
 import json
-from collections import OrderedDict
+import os
+from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db.models import CharField, Count, Exists, F, OuterRef, Q, QuerySet, Value
+from django.db.models import CharField, Count, Exists, F, OuterRef, Q, QuerySet, Value, Window
+from django.db.models.functions import RowNumber
 
-from projects import history, journal, queries
+from projects import history, journal, lines, queries, ralph
 from projects.errors import Broken, Missing
-from projects.intake.places import session_place
-from projects.journal import auditing
+from projects.journal import auditing, deriving
 from projects.keeping import home_of
 from projects.models import JournalFile, JournalRecord, LoopRun, Project, Tombstone, Turn
 from projects.states import JournalFamily, JournalState, RecordStatus
@@ -20,11 +23,9 @@ from services import processes
 from services.processes import Identity
 
 MOST_EVENTS = 10_000
-MOST_FINDINGS = 1_000
+MOST_SESSIONS = 1_000
+CHUNK = 2_000
 SLACK_S = 5.0
-MOST_AUDITED = 5_000
-# (root, session) -> (what the kernel said of the file, its findings): a file that is as it was says what it said.
-_audited: OrderedDict[tuple[str, str], tuple[tuple[int, ...], list[journal.Finding]]] = OrderedDict()
 
 
 def sessions(text: str = "") -> QuerySet[JournalFile]:
@@ -44,114 +45,143 @@ def sessions(text: str = "") -> QuerySet[JournalFile]:
 def session(session_id: str, *, after: int = 0, limit: int = MOST_EVENTS) -> dict[str, Any]:
     """Return a session: its events behind the line `after`, what is malformed, its turns and its collisions.
 
-    Missing when there is none, or it was deleted; Broken `journal-unreadable` when its file cannot be read.
+    Of the malformed lines, the turns and the collisions the last `limit`. No more events than are shown are held in
+    memory. Missing when there is none, or it was deleted; Broken `journal-unreadable` when its file cannot be read.
     """
     root = home_of(session_id)
-    if Tombstone.objects.filter(node=settings.ANDON_NODE, session_id=session_id).exists():
-        raise Missing("session-not-found", f"The session {session_id} was deleted.")
+    _need_undeleted(session_id)
+    reading = _Reading(after, limit)
     try:
-        found, source = journal.read_journal(root, session_id), "file"
+        with os.fdopen(journal.open_session(root, session_id), "rb", buffering=0) as file:
+            for line in lines.read(file.fileno(), check=journal.check):
+                reading.take(line.number, line.value, line.malformed)
+                reading.unterminated = line.value is not None and not line.terminated
+        source = "file"
     except FileNotFoundError:
-        found, source = _recorded(session_id), "database"
+        _take_recorded(reading, session_id)
+        source = "database"
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise Broken("journal-unreadable", f"The journal of {session_id} cannot be read: {why}.") from None
-    states = journal.derive_states(found.events, found.numbers)
-    shown = [(event, line) for event, line in zip(found.events, found.numbers, strict=True) if line > after]
-    return {
-        "session_id": session_id,
-        "events": [event for event, _ in shown[:limit]],
-        "malformed": found.malformed[:limit],
-        "numbers": [line for _, line in shown[:limit]],
-        "turns": states.turns[:limit],
-        "collisions": states.collisions[:limit],
-        "total_events": len(found.events),
-        "next": shown[limit - 1][1] if len(shown) > limit else None,
-        "unterminated": found.unterminated,
-        "source": source,
-    }
+    return {"session_id": session_id, **reading.told(), "source": source}
 
 
-def _recorded(session_id: str) -> journal.Journal:
-    """Return what was read of a session whose file is not here. Raises Missing."""
+def row_of(session_id: str) -> JournalFile | None:
+    """Return what is known of a session's file, of this host's where several have one of its name."""
     rows = JournalFile.objects.filter(family=JournalFamily.TURNS, name=session_id)
-    file = rows.exclude(state=JournalState.SUPERSEDED).first()
+    found = rows.exclude(state=JournalState.SUPERSEDED).order_by("-pk")
+    return min(found, key=lambda row: row.node != settings.ANDON_NODE, default=None)
+
+
+def page_of(session_id: str) -> tuple[JournalFile | None, bool]:
+    """Return (what is known of a session's file, whether the file is here). Missing when it is neither, or deleted."""
+    root = home_of(session_id)
+    _need_undeleted(session_id)
+    row, is_here = row_of(session_id), os.path.lexists(journal.path_of(root, session_id))
+    if row is None and not is_here:
+        raise Missing("session-not-found", f"There is no session {session_id}.")
+    return row, is_here
+
+
+def turns_of(file: JournalFile | None) -> QuerySet[Turn]:
+    """Return the turns of a session as they were read, the newest first."""
+    rows = Turn.objects.none() if file is None else Turn.objects.filter(file=file)
+    return rows.order_by("-first_line", "-pk")
+
+
+def events_of(file: JournalFile, turns: list[str], each: int) -> list[JournalRecord]:
+    """Return the first events of some turns, at most `each` of one, in file order; without what they say."""
+    rows = JournalRecord.objects.filter(file=file, key__in=turns, status=RecordStatus.EVENT)
+    place = Window(RowNumber(), partition_by=F("key"), order_by=F("offset").asc())
+    return list(rows.annotate(place=place).filter(place__lte=each).order_by("offset").defer("payload"))
+
+
+def malformed_of(file: JournalFile | None, limit: int = 100) -> list[JournalRecord]:
+    """Return the last lines that say nothing."""
+    if file is None or not file.malformed:
+        return []
+    rows = JournalRecord.objects.filter(file=file, key="", status=RecordStatus.MALFORMED)
+    return list(rows.order_by("-offset")[:limit])
+
+
+class _Reading:
+    """What a session says, taken in line by line: of the events no more is kept than is shown."""
+
+    def __init__(self, after: int, limit: int) -> None:
+        self.after, self.limit = after, limit
+        self.total, self.unterminated = 0, False
+        self.events: list[dict[str, Any]] = []
+        self.last_shown = 0
+        self.next: int | None = None
+        self.ends: dict[int, dict[str, Any]] = {}
+        self.turns: dict[str, journal.TurnState] = {}
+        self.malformed: deque[dict[str, Any]] = deque(maxlen=limit)
+
+    def take(self, line: int, event: dict[str, Any] | None, malformed: Callable[[], dict[str, Any]]) -> None:
+        if event is None:
+            self.malformed.append(malformed())
+            return
+        self.total += 1
+        deriving.feed(self.turns, event, line)
+        if event["event"].strip() in deriving.TERMINAL:
+            self.ends[line] = event
+        if line <= self.after:
+            return
+        if len(self.events) < self.limit:
+            self.events.append(event)
+            self.last_shown = line
+        else:
+            self.next = self.last_shown
+
+    def told(self) -> dict[str, Any]:
+        turns = list(self.turns.values())
+        collided = [turn for turn in turns if turn.collides]
+        return {
+            "events": self.events,
+            "malformed": list(self.malformed),
+            "turns": [turn.told() for turn in turns[-self.limit :]],
+            "collisions": [turn.collision(self.ends) for turn in collided[-self.limit :]],
+            "total_events": self.total,
+            "next": self.next,
+            "unterminated": self.unterminated,
+        }
+
+
+def _take_recorded(reading: _Reading, session_id: str) -> None:
+    """Take in what was read of a session whose file is not here. Raises Missing."""
+    file = row_of(session_id)
     if file is None:
         raise Missing("session-not-found", f"There is no session {session_id}.")
-    events, malformed, numbers = [], [], []
-    records = JournalRecord.objects.filter(file=file)
-    for row in records.order_by("offset")[:MOST_EVENTS]:
-        if row.status == RecordStatus.EVENT:
-            events.append(json.loads(row.payload))
-            numbers.append(row.line_no)
-        else:
-            malformed.append(
-                {
-                    "line": row.line_no,
-                    "offset": row.offset,
-                    "raw": row.payload,
-                    "sha256": row.sha256,
-                    "kind": row.kind,
-                }
-            )
-    return journal.Journal(events, malformed, numbers, unterminated=False)
+    for row in JournalRecord.objects.filter(file=file).order_by("offset").iterator(CHUNK):
+        event = json.loads(row.payload) if row.status == RecordStatus.EVENT else None
+        reading.take(row.line_no, event, partial(_malformed, row))
 
 
-def audit(now: datetime) -> list[journal.Finding]:
-    """Return the findings of all journals on this host, at most 1,000, those of files that were rewritten last."""
-    found: list[journal.Finding] = []
-    for root in settings.ANDON_JOURNAL_ROOTS:
-        for session_id in journal.session_ids(root):
-            found += _audit(root, session_id, now.timestamp())
-        found += auditing.illegal(root)
-        if len(found) >= MOST_FINDINGS:
-            break
-    rows = JournalFile.objects.filter(family=JournalFamily.TURNS, state=JournalState.SUPERSEDED).order_by("-pk")
-    for row in rows[:100]:
-        detail = f"generation {row.generation} ended after line {row.committed_line}"
-        found.append(auditing.finding_of("journal_rewritten", row.name, detail))
-    return found[:MOST_FINDINGS]
+def _malformed(row: JournalRecord) -> dict[str, Any]:
+    shown = {"line": row.line_no, "offset": row.offset, "raw": row.payload}
+    return {**shown, "sha256": row.sha256, "kind": row.kind}
 
 
-def findings_of(session_id: str, now: datetime) -> list[journal.Finding]:
-    """Return the findings of one session."""
-    return _audit(home_of(session_id), session_id, now.timestamp())
-
-
-def _audit(root: Path, session_id: str, now: float) -> list[journal.Finding]:
-    try:
-        status = session_place(root, session_id).stat()
-    except OSError:
-        return []
-    # A tail counts as torn only once it is quiet.
-    quiet = now - status.st_mtime >= auditing.QUIET_S
-    mark = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, quiet)
-    kept = _audited.get((str(root), session_id))
-    if kept is not None and kept[0] == mark:
-        return kept[1]
-    found = journal.audit_session(root, session_id, now=now)
-    if quiet and not any(finding["kind"] == "future_timestamp" for finding in found):
-        _audited[str(root), session_id] = (mark, found)
-        while len(_audited) > MOST_AUDITED:
-            _audited.popitem(last=False)
-    return found
+def _need_undeleted(session_id: str) -> None:
+    if Tombstone.objects.filter(node=settings.ANDON_NODE, session_id=session_id).exists():
+        raise Missing("session-not-found", f"The session {session_id} was deleted.")
 
 
 def loop_history(project: Project, limit: int) -> dict[str, Any]:
     """Return what the files beside a project's loop say: {events, summary, runs, malformed, loops, merges, problems}.
 
-    `events` are the last `limit`, oldest first, `runs` all. Without a history everything is empty.
+    `events` are the last `limit`, oldest first, `runs` all. Without a history everything is empty. Of a project on
+    another host it is what was read there.
     """
-    root = Path(project.path)
-    problems = []
+    others = beside(project)
+    problems = list(others["problems"])
     try:
-        found = history.read(root, limit)
+        found = history.read(Path(project.path), limit) if is_here(project) else _recorded_history(project, limit)
     except FileNotFoundError:
         found = history.History([], [], history.Summary(), [])
     except OSError as error:
         found = history.History([], [], history.Summary(), [])
-        problems.append(f"{history.HISTORY}: {error}")
-    others = beside(project)
+        problems.insert(0, f"{history.HISTORY}: {error}")
     alive = {run.key for run in found.runs if is_alive(run, project, others["living"])}
     return {
         "events": found.events,
@@ -160,35 +190,104 @@ def loop_history(project: Project, limit: int) -> dict[str, Any]:
         "malformed": [*found.malformed, *others["malformed"]],
         "loops": others["loops"],
         "merges": others["merges"],
-        "problems": [*problems, *others["problems"]],
+        "problems": problems,
     }
 
 
-def is_alive(run: history.Run, project: Project, living: set[int | None]) -> bool:
-    """Say whether an open run's process runs: it is the project's loop, or the registry's and alive."""
+def _recorded_history(project: Project, limit: int) -> history.History:
+    summed, kept = history.Summary(), deque[dict[str, Any]](maxlen=limit)
+    malformed = deque[dict[str, Any]](maxlen=100)
+    for row in _records_of(project).order_by("offset").iterator(CHUNK):
+        if row.status == RecordStatus.EVENT:
+            event = json.loads(row.payload)
+            kept.append(event)
+            summed.feed(history.line_of(event))
+        else:
+            malformed.append(_malformed(row))
+    runs = [row.run() for row in runs_of(project).order_by("first_line")]
+    return history.History(list(kept), list(malformed), summed, runs)
+
+
+def is_here(project: Project) -> bool:
+    """Say whether a project's files lie on this host: what has their path here is not theirs else."""
+    return project.node == settings.ANDON_NODE
+
+
+def is_alive(run: history.Run, project: Project, living: dict[int, datetime]) -> bool:
+    """Say whether an open run's process runs: it is the project's loop, or the registry's and alive.
+
+    `living` are the starts of the registry's by their pids. Of two that had one pid, one after the other, the earlier
+    was last heard of before the later began.
+    """
     if not run.is_open:
         return False
-    if run.pid is not None:
-        return (project.running and run.pid == project.pid) or run.pid in living
-    started = project.loop_started_at
-    is_of_loop = started is None or run.last_at is None or run.last_at.timestamp() >= started.timestamp() - SLACK_S
-    return project.running and is_of_loop
+    is_of_loop = project.running and _was_heard_of(run, since=project.loop_started_at)
+    if run.pid is None:
+        return is_of_loop
+    return (is_of_loop and run.pid == project.pid) or (run.pid in living and _was_heard_of(run, living[run.pid]))
+
+
+def _was_heard_of(run: history.Run, since: datetime | None) -> bool:
+    return since is None or run.last_at is None or run.last_at.timestamp() >= since.timestamp() - SLACK_S
 
 
 def runs_of(project: Project) -> QuerySet[LoopRun]:
     """Return the runs of a project as they were read, the newest first."""
-    rows = LoopRun.objects.filter(project=project.slug, file__root=project.path)
+    rows = LoopRun.objects.filter(project=project.slug, file__root=project.path, file__node=project.node)
     return rows.exclude(file__state=JournalState.SUPERSEDED).order_by("-first_line")
 
 
 def records_of(project: Project, limit: int = 40) -> list[JournalRecord]:
     """Return the newest lines that were read of a project's history."""
-    rows = JournalRecord.objects.filter(file__family=JournalFamily.HISTORY, file__root=project.path)
-    return list(rows.exclude(status=RecordStatus.SUPERSEDED).order_by("-offset")[:limit])
+    return list(_records_of(project).order_by("-offset")[:limit])
+
+
+def _records_of(project: Project) -> QuerySet[JournalRecord]:
+    rows = JournalRecord.objects.filter(
+        file__family=JournalFamily.HISTORY, file__root=project.path, file__node=project.node
+    )
+    return rows.exclude(status=RecordStatus.SUPERSEDED)
+
+
+def odd_history(project: Project, now: datetime) -> list[str]:
+    """Return what is wrong with the file of a project's history, in sentences."""
+    rows = JournalFile.objects.filter(family=JournalFamily.HISTORY, root=project.path, node=project.node)
+    file = rows.exclude(state=JournalState.SUPERSEDED).first()
+    if file is None:
+        return []
+    found = []
+    if file.state == JournalState.UNREADABLE:
+        found.append(f"{history.HISTORY} cannot be read: {file.last_error}. What was read before is kept.")
+    if file.state == JournalState.MISSING:
+        found.append(f"{history.HISTORY} is gone. What was read of it is kept.")
+    if file.generation > 1:
+        at = f"{file.found_at:%Y-%m-%d %H:%M} UTC"
+        found.append(f"{history.HISTORY} is not the file that was read before: it was rewritten, last before {at}.")
+    if is_here(project) and _is_torn(project, now):
+        found.append(f"{history.HISTORY} ends in a torn line: {auditing.ADVICE['torn_tail']}")
+    return found
+
+
+def _is_torn(project: Project, now: datetime) -> bool:
+    """Say whether a history has a last line without its end, and has had it for a while."""
+    try:
+        descriptor = ralph.open_inside(Path(project.path), history.HISTORY)
+    except OSError:
+        return False
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        quiet = now.timestamp() - status.st_mtime >= auditing.QUIET_S
+        return quiet and status.st_size > 0 and os.pread(file.fileno(), 1, status.st_size - 1) != b"\n"
 
 
 def beside(project: Project) -> dict[str, Any]:
-    """Return what the files beside a history say: {loops, living, merges, malformed, problems}."""
+    """Return what the files beside a history say: {loops, living, merges, malformed, problems}.
+
+    Of a project on another host they are not read here; a problem says so.
+    """
+    if not is_here(project):
+        problem = f"Its files lie on {project.node}. What is shown of its history was read there."
+        return {"loops": [], "living": {}, "merges": [], "malformed": [], "problems": [problem]}
     root, problems = Path(project.path), []
     try:
         merges = history.read_merges(root)
@@ -198,7 +297,7 @@ def beside(project: Project) -> dict[str, Any]:
     loops, problem = history.read_registry(root, booted_at=_booted_at(), is_alive=_is_alive)
     return {
         "loops": loops,
-        "living": {loop.pid for loop in loops if loop.state == "running"},
+        "living": {loop.pid: loop.started_at for loop in loops if loop.state == "running"},
         "merges": merges.entries,
         "malformed": merges.malformed,
         "problems": [*problems, *([problem] if problem else [])],
@@ -207,7 +306,7 @@ def beside(project: Project) -> dict[str, Any]:
 
 def pending_sessions() -> set[str]:
     """Return the sessions that have turns without an end, as they were read."""
-    return set(Turn.objects.filter(pending=True).values_list("session_id", flat=True).distinct()[:MOST_FINDINGS])
+    return set(Turn.objects.filter(pending=True).values_list("session_id", flat=True).distinct()[:MOST_SESSIONS])
 
 
 def roots() -> list[str]:
@@ -223,7 +322,8 @@ def needs(now: datetime) -> list[dict[str, Any]]:
         "pending": Turn.objects.filter(pending=True, updated_at__lt=now - queries.PENDING),
         "collided": Turn.objects.filter(collides=True, updated_at__gte=day),
         "unreadable": files.filter(state=JournalState.UNREADABLE),
-        "rewritten": files.filter(state=JournalState.SUPERSEDED, written_at__gte=day),
+        # The old one was written whenever it was; the new one was met when it was found to be another.
+        "rewritten": files.filter(generation__gt=1, found_at__gte=day).exclude(state=JournalState.SUPERSEDED),
         "malformed": files.filter(malformed__gt=0, written_at__gte=day),
     }
     counts = [

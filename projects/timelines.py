@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,9 +11,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from projects.history import Outcome, Run
-from projects.intake.turns import moment
-from projects.journal import turn_key
-from projects.journal.deriving import FOLDED, good_time
+from projects.intake.turns import CONTENT, moment, unpacked
+from projects.journal.deriving import FOLDED
+from projects.models import JournalRecord, Turn
 
 WIDE = 1000
 LANES = 6
@@ -81,14 +81,12 @@ class Axis:
         return 20 * self.lanes
 
 
-def turn_rows(session: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a session's turns for its page, the newest first, each with its events in file order."""
+def turn_rows(turns: Iterable[Turn], records: Iterable[JournalRecord]) -> list[dict[str, Any]]:
+    """Return turns for a session's page, in their order, each with those of the records that are of it."""
     events: dict[str, list[dict[str, Any]]] = {}
-    for event, line in zip(session["events"], session["numbers"], strict=True):
-        mine = events.setdefault(turn_key(event), [])
-        if len(mine) < EVENTS_OF_A_TURN:
-            mine.append({"name": event["event"], "line": line, "at": moment(good_time(event.get("created_at")))})
-    return [_turn(turn, events.get(turn["turn_id"], [])) for turn in reversed(session["turns"])]
+    for record in records:
+        events.setdefault(record.key, []).append({"name": record.kind, "line": record.line_no, "at": record.at})
+    return [_turn(unpacked(turn.folded).told(), events.get(turn.turn_id, [])) for turn in turns]
 
 
 def _turn(turn: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -103,6 +101,7 @@ def _turn(turn: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
         "raw_word": str(STATES[turn["raw_state"]][1]),
         "content": content[:CONTENT_SHOWN],
         "content_left": max(0, len(content) - CONTENT_SHOWN),
+        "is_cut": len(content) >= CONTENT,
         "asked": {name: value[:LINE_SHOWN] for name, value in asked.items()},
         "at": begun or moment(turn["updated_at"]),
         "ended": ended,
@@ -155,9 +154,15 @@ def findings(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = [
         {**finding, "severity": SEVERITIES[finding["kind"]], "word": str(KINDS[finding["kind"]])} for finding in found
     ]
-    return sorted(rows, key=lambda row: ORDER[row["severity"]])
+    return sorted(rows, key=lambda row: rank(row["kind"]))
 
 
+def rank(kind: str) -> int:
+    """Return where findings of a kind come, the worst at 0: those of whole files hide what else there may be."""
+    return 0 if kind in OF_FILES else 1 + ORDER[SEVERITIES[kind]]
+
+
+OF_FILES = {"unreadable_file", "journal_rewritten", "illegal_filename"}
 ORDER = {"failed": 0, "stalled": 1, "idle": 2}
 SEVERITIES = {
     "unreadable_file": "failed",

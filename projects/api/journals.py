@@ -9,11 +9,13 @@ from typing import Any
 import orjson
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse
+from django.http.multipartparser import MultiPartParserError
+from django.http.request import RawPostDataException
 from django.utils import timezone
 from ninja import Router, Status
 from ninja.params.functions import Query
 
-from projects import history, keeping, queries, sessions
+from projects import auditing, history, keeping, queries, sessions
 from projects.access import actor
 from projects.api import NONSENSE, STRANGERS, identity_of
 from projects.errors import DomainError, Forbidden, Unprocessable
@@ -69,10 +71,12 @@ def get_session(
     after: int = Query(0, ge=0, le=1 << 62),
     limit: int = Query(sessions.MOST_EVENTS, ge=1, le=sessions.MOST_EVENTS),
 ) -> HttpResponse:
-    """One session: events behind the line `after`, malformed lines, turns and those that ended more than once."""
+    """One session: events behind the line `after`; malformed lines, turns and those that ended more than once.
+
+    At most `limit` of each: of the events the first, of the others the last.
+    """
     _need_unbound(request)
-    found = sessions.session(session_id, after=after, limit=limit)
-    return _json({name: value for name, value in found.items() if name != "numbers"})
+    return _json(sessions.session(session_id, after=after, limit=limit))
 
 
 @journal_router.post(
@@ -101,10 +105,10 @@ def delete_session(request: HttpRequest, session_id: str) -> Status[None]:
 
 @journal_router.get("/audit", response={200: AuditOut, STRANGERS: ErrorOut})
 def audit(request: HttpRequest) -> HttpResponse:
-    """What is odd in the journals of this host, each with what to do about it; at most 1,000."""
+    """What is odd in the journals of this host, each with what to do about it: the worst 1,000; `count` is of all."""
     _need_unbound(request)
-    found = sessions.audit(timezone.now())
-    return _json({"findings": found, "count": len(found)})
+    found = auditing.audit(timezone.now())
+    return _json({"findings": found.findings, "count": found.total})
 
 
 @journal_router.post("/recover", response={200: RecoverOut, NONSENSE: ErrorOut, 503: ErrorOut}, openapi_extra=WANTED)
@@ -116,7 +120,7 @@ def recover(request: HttpRequest) -> dict[str, Any]:
     """
     _need_unbound(request)
     try:
-        wanted = RecoverIn.model_validate(_read(request) if _has_json(request) else {})
+        wanted = RecoverIn.model_validate({} if _is_blank(request) else _read(request))
     except (ValueError, DomainError):
         raise Unprocessable("invalid-request", "live_streams is a list of texts, dry_run true or false.") from None
     live = frozenset(wanted.live_streams)
@@ -148,8 +152,14 @@ def append_history(request: HttpRequest, slug: str) -> HttpResponse:
     return HttpResponse(line, content_type="application/json", status=201)
 
 
-def _has_json(request: HttpRequest) -> bool:
-    return request.content_type == "application/json" and bool(request.body.strip())
+def _is_blank(request: HttpRequest) -> bool:
+    """Say whether nothing was sent, or a form without a field; of what was, the content type may say anything."""
+    try:
+        if request.content_type == "multipart/form-data":
+            return not request.POST and not request.FILES
+        return not request.body.strip()
+    except (MultiPartParserError, RawPostDataException, RequestDataTooBig):
+        return False
 
 
 def _happened(event: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -175,7 +185,7 @@ def _read(request: HttpRequest) -> dict[str, Any]:
         event = json.loads(request.body)
     except RequestDataTooBig:
         raise TooLarge("event-too-large", f"An event is at most {history.MAX_LINE} bytes as a line.") from None
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, RawPostDataException):
         raise Unprocessable("invalid-event", "The body is not JSON.") from None
     if not isinstance(event, dict):
         raise Unprocessable("invalid-event", "An event is a JSON object.")

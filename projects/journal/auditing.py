@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from projects.journal.deriving import TurnState, fold, good_time, turn_key
-from projects.journal.reading import open_session, read_open
+from projects import lines
+from projects.journal.deriving import TurnState, feed, good_time, turn_key
+from projects.journal.reading import check, open_session
 from projects.journal.sessions import illegal_names, session_ids
-from projects.lines import Problem, escaped
+from projects.lines import Line, Problem, escaped
 
 # A tail that changes still is being written.
 QUIET_S = 60.0
@@ -29,15 +30,17 @@ ADVICE = {
     "illegal_filename": "No session can have this name. Move the file out of the journal's directory.",
     "journal_rewritten": "The file is not the one that was read before. What was read then is kept; find who did it.",
 }
+# The others are told of lines.
+OF_TURNS = {"pending_turn", "interrupted_turn", "double_terminal", "orphan_turn", "reopened_after_terminal"}
 
 Finding = dict[str, Any]
 
 
 class Audited(NamedTuple):
-    """The findings of one session and its turns, of which some may still be pending at another time."""
+    """The findings of one session, of each kind the first 100 and a line that says how many more, and all counted."""
 
     findings: list[Finding]
-    turns: dict[str, TurnState]
+    counts: dict[str, int]
 
 
 def audit(root: Path, *, now: float) -> list[Finding]:
@@ -59,19 +62,57 @@ def illegal(root: Path) -> list[Finding]:
 
 def audit_session(root: Path, session_id: str, *, now: float) -> list[Finding]:
     """Return the findings of one session."""
+    return audit_counted(root, session_id, now=now).findings
+
+
+def audit_counted(root: Path, session_id: str, *, now: float) -> Audited:
+    """Return the findings of one session and how many there are; holds its turns in memory, not its events."""
     try:
         with os.fdopen(open_session(root, session_id), "rb", buffering=0) as file:
-            written = os.fstat(file.fileno()).st_mtime
-            journal = read_open(file.fileno())
+            return _audited(file.fileno(), session_id, now)
     except FileNotFoundError:
-        return []
+        return Audited([], {})
     except OSError as error:
-        return [finding_of("unreadable_file", session_id, f"{error.strerror or error}")]
-    found = _lines(session_id, journal.malformed, quiet=now - written >= QUIET_S)
-    found += _events(session_id, journal.events, journal.numbers, now)
-    for turn in fold(zip(journal.events, journal.numbers, strict=True)).values():
-        found += of_turn(session_id, turn)
-    return found
+        found = finding_of("unreadable_file", session_id, f"{error.strerror or error}")
+        return Audited([found], {"unreadable_file": 1})
+
+
+def _audited(descriptor: int, session_id: str, now: float) -> Audited:
+    quiet = now - os.fstat(descriptor).st_mtime >= QUIET_S
+    told, turns = Told(session_id), dict[str, TurnState]()
+    for line in lines.read(descriptor, check=check):
+        if line.value is None:
+            _line(told, line, quiet=quiet)
+        else:
+            _event(told, line.value, line.number, now)
+            feed(turns, line.value, line.number)
+    for turn in turns.values():
+        for finding in of_turn(session_id, turn):
+            told.add(finding)
+    return told.all()
+
+
+class Told:
+    """Findings as they are told, so that a flood of one kind leaves room for the others."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self._found: list[Finding] = []
+        self._counts: dict[str, int] = {}
+
+    def add(self, finding: Finding) -> None:
+        kind = finding["kind"]
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        if self._counts[kind] <= MAX_OF_A_KIND:
+            self._found.append(finding)
+
+    def all(self) -> Audited:
+        left = {kind: count - MAX_OF_A_KIND for kind, count in self._counts.items() if count > MAX_OF_A_KIND}
+        more = [
+            finding_of(kind, self.session_id, f"and {count} more {'turns' if kind in OF_TURNS else 'lines'}")
+            for kind, count in left.items()
+        ]
+        return Audited([*self._found, *more], self._counts)
 
 
 def of_turn(session_id: str, turn: TurnState) -> list[Finding]:
@@ -106,40 +147,24 @@ def finding_of(kind: str, session_id: str | None, detail: str, turn_id: str | No
     }
 
 
-def _lines(session_id: str, malformed: list[dict[str, Any]], *, quiet: bool) -> list[Finding]:
-    found = []
-    for line in malformed[:MAX_OF_A_KIND]:
-        torn = line["kind"] == Problem.TORN
-        if torn and not quiet:
-            continue
-        detail = f"line {line['line']}, byte {line['offset']}: {line['kind']}: {line['raw'][:120]}"
-        found.append(finding_of("torn_tail" if torn else "malformed_event", session_id, detail))
-    if (left := len(malformed) - MAX_OF_A_KIND) > 0:
-        found.append(finding_of("malformed_event", session_id, f"and {left} more lines"))
-    return found
+def _line(told: Told, line: Line, *, quiet: bool) -> None:
+    torn = line.problem == Problem.TORN
+    if not torn or quiet:
+        detail = f"line {line.number}, byte {line.offset}: {line.problem}: {escaped(line.text)[:120]}"
+        told.add(finding_of("torn_tail" if torn else "malformed_event", told.session_id, detail))
 
 
-def _events(session_id: str, events: list[dict[str, Any]], numbers: list[int], now: float) -> list[Finding]:
-    found: list[Finding] = []
-    counts: dict[str, int] = {}
+def _event(told: Told, event: dict[str, Any], line: int, now: float) -> None:
+    def tell(kind: str, detail: str) -> None:
+        told.add(finding_of(kind, told.session_id, f"line {line}: {detail}", turn or None))
 
-    def tell(kind: str, line: int, detail: str, turn: str) -> None:
-        counts[kind] = counts.get(kind, 0) + 1
-        if counts[kind] <= MAX_OF_A_KIND:
-            found.append(finding_of(kind, session_id, f"line {line}: {detail}", turn or None))
-
-    for event, line in zip(events, numbers, strict=True):
-        turn = turn_key(event)
-        if not turn:
-            tell("orphan_turn", line, "it names no turn", "")
-        if (said := event.get("session_id")) != session_id:
-            tell("foreign_session_id", line, f"it names {str(said)[:100]}", turn)
-        at = good_time(event.get("created_at"))
-        if at is None:
-            tell("bad_timestamp", line, f"created_at is {str(event.get('created_at'))[:60]}", turn)
-        elif at > now + SLACK_S:
-            tell("future_timestamp", line, f"created_at is {int(at - now)} s ahead", turn)
-    for kind, count in counts.items():
-        if count > MAX_OF_A_KIND:
-            found.append(finding_of(kind, session_id, f"and {count - MAX_OF_A_KIND} more lines"))
-    return found
+    turn = turn_key(event)
+    if not turn:
+        tell("orphan_turn", "it names no turn")
+    if (said := event.get("session_id")) != told.session_id:
+        tell("foreign_session_id", f"it names {str(said)[:100]}")
+    at = good_time(event.get("created_at"))
+    if at is None:
+        tell("bad_timestamp", f"created_at is {str(event.get('created_at'))[:60]}")
+    elif at > now + SLACK_S:
+        tell("future_timestamp", f"created_at is {int(at - now)} s ahead")

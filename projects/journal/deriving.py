@@ -141,12 +141,17 @@ def fold(events: Iterable[tuple[dict[str, Any], int]]) -> dict[str, TurnState]:
     """Return the turns of (event, line) pairs by their ids; events without a turn are none's."""
     turns: dict[str, TurnState] = {}
     for event, line in events:
-        if key := turn_key(event):
-            turn = turns.get(key)
-            if turn is None:
-                turn = turns[key] = TurnState(key, line)
-            turn.feed(event, line)
+        feed(turns, event, line)
     return turns
+
+
+def feed(turns: dict[str, TurnState], event: dict[str, Any], line: int) -> None:
+    """Take the next event in file order into the turn that it is of, if it is of one."""
+    if key := turn_key(event):
+        turn = turns.get(key)
+        if turn is None:
+            turn = turns[key] = TurnState(key, line)
+        turn.feed(event, line)
 
 
 def derive_states(events: Sequence[dict[str, Any]], numbers: Sequence[int] | None = None) -> States:

@@ -90,6 +90,7 @@ class JournalRecord(models.Model):
             models.UniqueConstraint(fields=["file", "offset"], name="journal_line_unique"),
             models.CheckConstraint(condition=Q(status__in=RecordStatus.values), name="record_status_known"),
         ]
+        indexes = [models.Index(fields=["file", "key"], name="journal_line_of")]
 
     def __str__(self) -> str:
         return f"line {self.line_no} of {self.file_id}"

@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods, require_safe
 
-from projects import access, keeping, queries, sessions, timelines
+from projects import access, auditing, keeping, queries, sessions, timelines
 from projects.errors import DomainError, Missing
 from projects.journal import is_session_id
 from projects.pages import page
@@ -36,19 +36,24 @@ def index(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def session(request: HttpRequest, session_id: str) -> HttpResponse:
-    """One session: what is odd about it, then its turns as a timeline."""
-    now = timezone.now()
-    found = sessions.session(_legal(session_id))
-    turns = Paginator(timelines.turn_rows(found), TURNS_PAGE).get_page(request.GET.get("page"))
-    odd = timelines.findings(sessions.findings_of(session_id, now))
+    """One session as it was read: what is odd about it, then its turns as a timeline, the newest first."""
+    file, is_here = sessions.page_of(_legal(session_id))
+    turns = Paginator(sessions.turns_of(file), TURNS_PAGE).get_page(request.GET.get("page"))
+    rows = list(turns.object_list)
+    keys = [row.turn_id for row in rows]
+    records = sessions.events_of(file, keys, timelines.EVENTS_OF_A_TURN) if file is not None and keys else []
+    odd = timelines.findings(auditing.findings_of(session_id, timezone.now(), file))
     context = {
         "session_id": session_id,
         "turns": turns,
+        "rows": timelines.turn_rows(rows, records),
         "findings": odd[:FINDINGS_ON_TOP],
         "findings_left": max(0, len(odd) - FINDINGS_ON_TOP),
-        "malformed": found["malformed"],
-        "total_events": found["total_events"],
-        "is_gone": found["source"] != "file",
+        "malformed": sessions.malformed_of(file),
+        "total_malformed": file.malformed if file is not None else 0,
+        "total_lines": file.committed_line if file is not None else 0,
+        "is_gone": not is_here,
+        "is_unread": file is None,
     }
     return page(request, "projects/session.html", context, {"session": "projects/_session.html"})
 
@@ -82,13 +87,14 @@ def audit(request: HttpRequest) -> HttpResponse:
     """What is odd in the journals and what to do about it, and what recover would do."""
     now = timezone.now()
     kind = request.GET.get("kind", "")
-    found = timelines.findings(sessions.audit(now))
-    shown = [row for row in found if row["kind"] == kind] if kind else found
+    found = auditing.audit(now, kind)
+    wanted = found.counts.get(kind, 0) if kind else found.total
     context = {
-        "findings": Paginator(shown, FINDINGS_PAGE).get_page(request.GET.get("page")),
-        "kinds": [(each, word, sum(row["kind"] == each for row in found)) for each, word in timelines.KINDS.items()],
+        "findings": Paginator(timelines.findings(found.findings), FINDINGS_PAGE).get_page(request.GET.get("page")),
+        "kinds": [(each, word, found.counts.get(each, 0)) for each, word in timelines.KINDS.items()],
         "kind": kind,
-        "total": len(found),
+        "total": wanted,
+        "shown": len(found.findings) if len(found.findings) < wanted else 0,
         "preview": _preview(request),
         "roots": sessions.roots(),
     }
@@ -142,6 +148,7 @@ def history(request: HttpRequest, slug: str) -> HttpResponse:
         "summary": math.fsum(bar.took_s or 0 for bar in axis.bars),
         "events": sessions.records_of(row),
         **beside,
+        "problems": [*beside["problems"], *sessions.odd_history(row, now)],
         "merges": [(merge, timelines.MERGES.get(merge.state, "")) for merge in beside["merges"]],
     }
     return page(request, "projects/history.html", context, {"history": "projects/_history.html"})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from projects import history, intake, journal, keeping, sessions
+from projects import auditing, history, intake, journal, keeping
 from projects.models import Event, JournalFile, JournalRecord, LoopRun, Tombstone, Turn
 from tests.projects.test_api import BAD_SLUGS, refused
 
@@ -22,7 +23,7 @@ BASE = "/api/journal/sessions"
 def root(tmp_path, settings, workspace) -> Path:
     folder = tmp_path / "journals"
     settings.ANDON_JOURNAL_ROOTS = [folder]
-    sessions._audited.clear()
+    auditing._audited.clear()
     return folder
 
 
@@ -190,6 +191,21 @@ class TestRead:
         assert ([event["turn_id"] for event in body["events"]], body["next"]) == (["t3", "t4"], None)
         assert body["total_events"] == 5
 
+    def test_of_more_than_fits_the_newest_turns(self, viewer, root):
+        for number in range(9):
+            journal.append_event(root, SID, {"event": "submitted", "turn_id": f"t{number}"})
+            for _ in range(2):
+                journal.append_event(root, SID, {"event": "completed", "turn_id": f"t{number}"})
+            with journal.path_of(root, SID).open("ab") as stream:
+                stream.write(b"{%d\n" % number)
+        body = viewer.get(f"{BASE}/{SID}?limit=2").json()
+        assert [event["turn_id"] for event in body["events"]] == ["t0", "t0"]
+        assert [turn["turn_id"] for turn in body["turns"]] == ["t7", "t8"]
+        assert [collision["turn_id"] for collision in body["collisions"]] == ["t7", "t8"]
+        assert [len(collision["events"]) for collision in body["collisions"]] == [2, 2]
+        assert [line["raw"] for line in body["malformed"]] == ["{7", "{8"]
+        assert (body["next"], body["total_events"]) == (2, 27)
+
     def test_from_what_was_read_when_the_file_is_gone(self, operator, root):
         append(operator, content="kept")
         with journal.path_of(root, SID).open("ab") as stream:
@@ -229,6 +245,7 @@ class TestDelete:
         assert intake.look(intake.places.session_place(root, SID), now=timezone.now()) == 0
         assert operator.get(BASE).json()["sessions"] == []
         refused(operator.get(f"{BASE}/{SID}"), 404, "session-not-found")
+        assert operator.get("/api/journal/audit").json()["findings"] == []
         assert operator.delete(f"{BASE}/{SID}").status_code == 204
         assert not path.exists()
         other = tmp_path / "other"
@@ -283,6 +300,29 @@ class TestAudit:
         assert set(body["findings"][0]) == {"session_id", "turn_id", "kind", "detail", "recommendation"}
         assert body == viewer.get("/api/journal/audit").json()
 
+    def test_a_flood_hides_nothing(self, viewer, root, monkeypatch):
+        path = journal.path_of(root, "a-flood")
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(f'{{"event":"submitted","turn_id":"t{n}","session_id":"x"}}\n' for n in range(300)))
+        journal.append_event(root, "z-last", {"event": "completed", "turn_id": "t"})
+        journal.append_event(root, "z-last", {"event": "interrupted", "turn_id": "t"})
+        journal.path_of(root, "z-unreadable").mkdir()
+        journal.path_of(root, "z").write_bytes(b'{"event":"submitted","turn_id":"t"}\n')
+        intake.rescan(now=timezone.now())
+        journal.path_of(root, "z").write_bytes(b"")
+        intake.rescan(now=timezone.now())
+        (path.parent / ".hidden.jsonl").touch()
+        monkeypatch.setattr(auditing, "MOST_FINDINGS", 10)
+        body = viewer.get("/api/journal/audit").json()
+        kinds = [finding["kind"] for finding in body["findings"]]
+        assert kinds[:4] == ["journal_rewritten", "illegal_filename", "unreadable_file", "double_terminal"]
+        assert len(kinds) == 10
+        # 300 without an end, without a time and of another session, and two of the turn that ended twice.
+        assert body["count"] == 3 + 900 + 2
+        pending = auditing.audit(timezone.now(), "pending_turn").findings
+        assert {finding["kind"] for finding in pending} == {"pending_turn"}
+        assert auditing.audit(timezone.now()).counts["pending_turn"] == 300
+
     def test_a_file_that_was_rewritten(self, operator, viewer, root):
         append(operator)
         journal.path_of(root, SID).write_bytes(b"")
@@ -293,8 +333,9 @@ class TestAudit:
     def test_a_file_that_is_as_it_was_is_not_read_again(self, viewer, root, monkeypatch):
         journal.append_event(root, SID, {"event": "submitted"})
         os.utime(journal.path_of(root, SID), (1e9, 1e9))
+        time.sleep(0.03)
         first = viewer.get("/api/journal/audit").json()
-        monkeypatch.setattr(journal, "audit_session", pytest.fail)
+        monkeypatch.setattr(auditing, "audit_counted", pytest.fail)
         assert viewer.get("/api/journal/audit").json() == first
 
 
@@ -316,6 +357,23 @@ class TestRecover:
         assert (turn.effective_state, turn.pending) == ("interrupted", False)
         assert Event.objects.get(kind="journal.recovered").payload["added"] == 1
         assert Event.objects.filter(kind="turn.interrupted").count() == 1
+
+    @pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+    def test_what_is_asked_for_whatever_it_is_said_to_be(self, operator, root, kind):
+        self.old(root)
+        answer = operator.post("/api/journal/recover", data=b'{"dry_run": true}', content_type=kind)
+        assert answer.json()["added"] == 1
+        assert not Event.objects.filter(kind="journal.recovered").exists()
+        for nonsense in (b"[]", b"dry_run=true", b"null"):
+            told = operator.post("/api/journal/recover", data=nonsense, content_type=kind)
+            refused(told, 422, "invalid-request")
+        assert operator.post("/api/journal/recover", data=b" ", content_type=kind).json()["added"] == 1
+
+    def test_a_form_asks_for_nothing(self, operator, root):
+        self.old(root)
+        refused(operator.post("/api/journal/recover", {"dry_run": "true"}), 422, "invalid-request")
+        broken = operator.post("/api/journal/recover", data=b"x", content_type="multipart/form-data")
+        refused(broken, 422, "invalid-request")
 
     def test_not_what_somebody_works_on(self, operator, root, monkeypatch):
         self.old(root, stream_id="s")
@@ -451,3 +509,19 @@ class TestHistory:
     def test_files_of_another_host_are_not_ours(self, operator, demo):
         type(demo).objects.update(node="elsewhere")
         refused(post(operator, "/api/ralph/demo/history", {"type": {"kind": "merge_queued"}}), 409, "elsewhere")
+
+    def test_of_a_project_on_another_host_what_was_read_there(self, operator, viewer, demo):
+        self.write(demo, "loop_started", 0, {"run": "r"}, prompt="p")
+        self.write(demo, "iteration_completed", 1, {"run": "r"}, iteration=1, success=True)
+        with (Path(demo.path) / history.HISTORY).open("ab") as stream:
+            stream.write(b"{\n")
+        intake.rescan(now=timezone.now())
+        here = viewer.get("/api/ralph/demo/history?limit=1").json()
+        (Path(demo.path) / ".ralph/loops.json").write_text('[{"id": "ours", "pid": 5}]')
+        JournalFile.objects.update(node="elsewhere")
+        type(demo).objects.update(node="elsewhere")
+        self.write(demo, "loop_completed", 2, {"run": "r"}, reason="stopped")
+        intake.rescan(now=timezone.now())
+        there = viewer.get("/api/ralph/demo/history?limit=1").json()
+        assert "lie on elsewhere" in there["problems"][0]
+        assert {**there, "problems": []} == here

@@ -613,6 +613,14 @@ class TestAudit:
         assert "and 150 more lines" in [f["detail"] for f in found]
         assert "and 30 more lines" in [f["detail"] for f in found]
 
+    def test_a_flood_of_turns_is_counted(self, tmp_path):
+        scribble(
+            tmp_path,
+            *[b'{"event":"submitted","session_id":"sess-1","turn_id":%d,"created_at":1}' % n for n in range(150)],
+        )
+        found = journal.audit(tmp_path, now=NOW)
+        assert [f["detail"] for f in found][100:] == ["and 50 more turns"]
+
     @pytest.mark.parametrize("at", [b"253402300799", b"4102444800", b"-1", b"1e300"])
     def test_a_time_that_is_far_from_ours_counts_as_none(self, tmp_path, at):
         append(tmp_path, turn="t")

@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.utils import timezone
 
-from projects import history, intake, journal, keeping, sessions, timelines
+from projects import auditing, history, intake, journal, keeping, ralph, sessions, timelines
 from projects.history import Outcome, Run
-from projects.models import Event, JournalFile, LoopRun, Turn
+from projects.models import Event, JournalFile, LoopRun, Project, Turn
 
 pytestmark = pytest.mark.django_db
 FRAME = 6
@@ -22,7 +23,7 @@ HOSTILE = "<script>alert(1)</script>\u202e"
 def root(tmp_path, settings, workspace) -> Path:
     folder = tmp_path / "journals"
     settings.ANDON_JOURNAL_ROOTS = [folder]
-    sessions._audited.clear()
+    auditing._audited.clear()
     return folder
 
 
@@ -151,6 +152,58 @@ class TestSession:
     def test_what_is_not_there(self, sign_in, path):
         assert sign_in().get(path).status_code == 404
 
+    def test_one_that_cannot_be_read_shows_what_was_read(self, sign_in, append, root):
+        append(content="kept")
+        read()
+        journal.path_of(root, SID).unlink()
+        journal.path_of(root, SID).mkdir()
+        text = sign_in().get(f"/sessions/{SID}/").content.decode()
+        assert "kept" in text
+        assert "Unreadable file" in text
+
+    def test_one_that_was_rewritten_says_so(self, sign_in, append, root):
+        append()
+        read()
+        journal.path_of(root, SID).write_bytes(b"")
+        read()
+        assert "Journal rewritten" in sign_in().get(f"/sessions/{SID}/").content.decode()
+
+    def test_one_that_was_not_read_yet_says_so(self, sign_in, append):
+        append()
+        assert "It has not been read yet" in sign_in().get(f"/sessions/{SID}/").content.decode()
+
+    def test_one_of_this_host_goes_before_one_of_another(self, sign_in, append):
+        append(content="ours")
+        read()
+        JournalFile.objects.create(
+            node="elsewhere", family="turns", root="/r", relpath="s", name=SID, found_at=timezone.now()
+        )
+        assert "ours" in sign_in().get(f"/sessions/{SID}/").content.decode()
+
+    def test_the_newest_turns_have_their_events_however_many_there_are(self, sign_in, root, monkeypatch):
+        path = journal.path_of(root, SID)
+        path.parent.mkdir(parents=True)
+        names = ["submitted", *["tool_called"] * 40, "completed"]
+        lines = [{"event": name, "turn_id": f"t{n}", "created_at": 1e9} for n in range(260) for name in names]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
+        read()
+        # Of a long file the page reads nothing.
+        monkeypatch.setattr(auditing, "READ_BYTES", 1000)
+        monkeypatch.setattr(auditing, "audit_counted", pytest.fail)
+        text = sign_in().get(f"/sessions/{SID}/").content.decode()
+        assert "10921 lines" in text
+        assert ">t259<" in text
+        assert ">t234<" not in text
+        assert text.count(">tool_called<") == 25 * 29
+        assert "1 lines" in text
+        assert ">t0<" in sign_in().get(f"/sessions/{SID}/?page=11").content.decode()
+
+    def test_a_long_file_that_was_not_read_yet_is_not_read_for_its_page(self, sign_in, append, monkeypatch):
+        append()
+        monkeypatch.setattr(auditing, "READ_BYTES", 10)
+        monkeypatch.setattr(auditing, "audit_counted", pytest.fail)
+        assert "It has not been read yet" in sign_in().get(f"/sessions/{SID}/").content.decode()
+
     def test_is_deleted_after_a_question(self, sign_in, append, root):
         append()
         read()
@@ -169,6 +222,19 @@ class TestAudit:
         assert "Nothing is odd" in text
         assert "Nothing: every turn has an end" in text
         assert "No finding of this kind" in sign_in().get("/audit/?kind=torn_tail").content.decode()
+
+    def test_says_when_not_all_is_listed(self, sign_in, append, monkeypatch):
+        for number in range(6):
+            append(turn=f"t{number}")
+        append("completed", turn="orphan")
+        assert "are listed" not in sign_in().get("/audit/").content.decode()
+        monkeypatch.setattr(auditing, "MOST_FINDINGS", 4)
+        text = sign_in().get("/audit/").content.decode()
+        assert "The worst 4 are listed" in text
+        assert "Without an end (6)" in text
+        text = sign_in().get("/audit/?kind=orphan_turn").content.decode()
+        assert "are listed" not in text
+        assert text.count("data-row") == 1
 
     def test_previews_and_recovers(self, sign_in, append, root):
         append(created_at=1e9)
@@ -242,6 +308,17 @@ class TestHome:
         ):
             assert part in text, part
 
+    def test_a_quiet_journal_that_was_rewritten(self, sign_in, append, root):
+        append("completed")
+        age(root)
+        read()
+        journal.path_of(root, SID).write_bytes(b"")
+        age(root)
+        read()
+        assert "1 journal was rewritten" in sign_in().get("/").content.decode()
+        JournalFile.objects.update(found_at=timezone.now() - timedelta(days=2))
+        assert "1 journal was rewritten" not in sign_in().get("/").content.decode()
+
 
 class TestHistory:
     @pytest.fixture
@@ -276,6 +353,65 @@ class TestHistory:
         (Path(demo.path) / ".ralph/loops.json").write_text(json.dumps([{"id": "a", "pid": 9, "started": event["ts"]}]))
         read()
         assert "for ever" in sign_in().get("/projects/demo/history/").content.decode()
+
+    def test_a_file_that_is_odd_says_so(self, sign_in, demo):
+        def text():
+            read()
+            return sign_in().get("/projects/demo/history/").content.decode()
+
+        path = Path(demo.path) / history.HISTORY
+        write(demo, "loop_started", prompt="before")
+        assert "notice-bad" not in text()
+        with path.open("ab") as stream:
+            stream.write(b'{"ts":')
+        assert "torn" not in text()
+        os.utime(path, (1e9, 1e9))
+        assert "ends in a torn line" in text()
+        path.write_bytes(b"")
+        write(demo, "loop_started", prompt="after")
+        assert "it was rewritten" in text()
+        path.unlink()
+        assert "is gone" in text()
+        path.mkdir()
+        assert "cannot be read: " in text()
+
+    def test_of_another_host_nothing_is_read_here(self, sign_in, demo, monkeypatch):
+        write(demo, "loop_started", prompt="theirs")
+        read()
+        JournalFile.objects.update(node="elsewhere")
+        Project.objects.update(node="elsewhere")
+        JournalFile.objects.create(
+            node=settings.ANDON_NODE,
+            family="history",
+            root=demo.path,
+            relpath="h",
+            name="demo",
+            found_at=timezone.now(),
+        )
+        for name in ("read_merges", "read_registry"):
+            monkeypatch.setattr(history, name, pytest.fail)
+        monkeypatch.setattr(ralph, "open_inside", pytest.fail)
+        text = sign_in().get("/projects/demo/history/").content.decode()
+        assert "Its files lie on elsewhere" in text
+        assert "theirs" in text
+
+    def test_lines_of_a_path_that_another_host_has_too_are_not_its(self, sign_in, demo):
+        write(demo, "loop_started", prompt="theirs")
+        read()
+        JournalFile.objects.update(node="elsewhere")
+        assert "theirs" not in sign_in().get("/projects/demo/history/").content.decode()
+
+    def test_a_pid_that_is_used_again_makes_no_crashed_run_live(self, demo):
+        began = datetime(2026, 1, 1, tzinfo=UTC)
+        crashed = Run("r", 1, 2, pid=77, started_at=began, last_at=began)
+        later = began + timedelta(hours=1)
+        assert not sessions.is_alive(crashed, demo, {77: later})
+        assert sessions.is_alive(crashed, demo, {77: began})
+        assert not sessions.is_alive(crashed, demo, {78: began})
+        demo.running, demo.pid, demo.loop_started_at = True, 77, later
+        assert not sessions.is_alive(crashed, demo, {})
+        demo.loop_started_at = began
+        assert sessions.is_alive(crashed, demo, {})
 
     def test_registry_queue_and_what_is_wrong_with_them(self, sign_in, demo):
         folder = Path(demo.path) / ".ralph"
