@@ -22,6 +22,7 @@ from projects.events import SWEEP, By, record, writing
 from projects.intake import places, runs, tables, turns
 from projects.intake.batches import Batch, facts, fingerprints, is_same, mark_of, read_batch
 from projects.intake.places import Place
+from projects.journal.deriving import KNOWN
 from projects.lifecycle import journals as lifecycle
 from projects.lines import Line, escaped
 from projects.models import JournalFile, JournalRecord, Tombstone
@@ -160,7 +161,7 @@ def _commit(row: JournalFile, batch: Batch, columns: dict[str, Any], by: By, now
         if row.family == JournalFamily.TURNS:
             keys = [turns.key_of(event) for event, _ in events]
             tables.insert(JournalRecord, _records(row, batch.lines, keys, turns.event_time, _turn_kind))
-            turns.project(row, events, by=by, now=now)
+            turns.project(row, events, keys, by=by, now=now)
         else:
             keys = runs.project(row, events)
             tables.insert(JournalRecord, _records(row, batch.lines, keys, _history_time, _history_kind))
@@ -191,7 +192,8 @@ def _records(
 
 
 def _turn_kind(event: dict[str, Any]) -> str:
-    return clean(event["event"].strip(), 64)
+    said = event["event"]
+    return said if said in KNOWN else clean(said.strip(), 64)
 
 
 def _history_kind(event: dict[str, Any]) -> str:

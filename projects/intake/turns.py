@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -16,10 +17,12 @@ from projects.models import JournalFile, Turn
 from projects.ralph.text import clean, one_line
 
 LOOKUP = 500
-KEY = 128
+# Shorter than its column: what follows a hash's mark there is none of these.
+KEY = 100
 STATE = 64
 CONTENT = 10_000
 NAMES = tuple(TurnState.__dataclass_fields__)
+VALUES = attrgetter(*NAMES)
 # Of what happened longer ago nobody needs to be told: a file that is met for the first time tells its whole past.
 NEWS = timedelta(minutes=10)
 COLUMNS = (
@@ -37,21 +40,23 @@ COLUMNS = (
 
 def key_of(event: dict[str, Any]) -> str:
     """Return the key of an event's turn as a column holds it: its id, or a hash of one that no column holds."""
-    return column_key(turn_key(event))
-
-
-def column_key(turn: str) -> str:
-    if len(turn) <= KEY - 28 and turn == one_line(turn, KEY) and turn.isprintable():
+    turn = turn_key(event)
+    if len(turn) <= KEY and turn.isprintable() and "  " not in turn:
         return turn
     return "#" + hashlib.sha256(turn.encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
-def project(file: JournalFile, events: Iterable[tuple[dict[str, Any], int]], *, by: By, now: datetime) -> None:
-    """Fold (event, line) pairs that follow what was folded before. Inside `writing()`; records turn.…"""
+def project(
+    file: JournalFile, events: Iterable[tuple[dict[str, Any], int]], keys: Iterable[str], *, by: By, now: datetime
+) -> None:
+    """Fold (event, line) pairs, of turns with these keys, that follow what was folded before.
+
+    Inside `writing()`; records turn.…
+    """
     by_key: dict[str, list[tuple[dict[str, Any], int]]] = {}
-    for event, line in events:
-        if key := key_of(event):
-            by_key.setdefault(key, []).append((event, line))
+    for pair, key in zip(events, keys, strict=True):
+        if key:
+            by_key.setdefault(key, []).append(pair)
     known = {row.turn_id: row for row in _rows(file, list(by_key))}
     fresh, edited = [], []
     for key, mine in by_key.items():
@@ -87,7 +92,7 @@ def values_of(turn: TurnState) -> list[Any]:
 
 def packed(turn: TurnState) -> str:
     """Return a turn as JSON; long contents are cut, the file has the rest."""
-    state = {name: getattr(turn, name) for name in NAMES}
+    state = dict(zip(NAMES, VALUES(turn), strict=True))
     state["asked"] = {name: _cut(value) for name, value in turn.asked.items()}
     state["assistant_message_index"] = _cut(turn.assistant_message_index)
     try:
@@ -106,16 +111,18 @@ def unpacked(text: str) -> TurnState:
     return TurnState(**{**state, "terminals": [tuple(end) for end in state["terminals"]]})
 
 
-def moment(at: float | None) -> datetime | None:
+def moment(at: object) -> datetime | None:
     """Return epoch seconds as UTC, None for what is not from 1970 to 2100."""
-    at = good_time(at)
-    return None if at is None else datetime.fromtimestamp(at, UTC)
+    good = good_time(at)
+    return None if good is None else datetime.fromtimestamp(good, UTC)
 
 
 def event_time(event: dict[str, Any]) -> tuple[datetime | None, str]:
     """Return an event's time and how it was written."""
     said = event.get("created_at")
-    return moment(good_time(said)), "" if said is None else clean(str(said), 64)
+    if isinstance(said, float):
+        return moment(said), str(said)
+    return moment(said), "" if said is None else clean(str(said), 64)
 
 
 def _cut(value: Any) -> Any:

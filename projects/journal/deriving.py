@@ -164,10 +164,10 @@ def derive_states(events: Sequence[dict[str, Any]], numbers: Sequence[int] | Non
 
 def good_time(at: object) -> float | None:
     """Return epoch seconds, None for what is no number from 1970 to 2100."""
-    if not isinstance(at, int | float) or isinstance(at, bool):
-        return None
-    # What is not finite is not between the two either.
-    return float(at) if 0 <= at < LATEST_S else None
+    if isinstance(at, float):
+        # What is not finite is not between the two either.
+        return at if 0 <= at < LATEST_S else None
+    return float(at) if isinstance(at, int) and not isinstance(at, bool) and 0 <= at < LATEST_S else None
 
 
 def _digest(event: dict[str, Any]) -> str:

@@ -169,6 +169,22 @@ class TestOnce:
         assert [row.turn_id[0] for row in Turn.objects.order_by("first_line")] == ["#", "#", "t"]
         assert JournalRecord.objects.count() == 5
 
+    @pytest.mark.parametrize(
+        ("turn", "key"),
+        [
+            ("t 1", "t 1"),
+            ("é" * 100, "é" * 100),
+            (" 7 ", "7"),
+            ("a  b", "#"),
+            ("a\tb", "#"),
+            ("x" * 101, "#"),
+            ("\0", "#"),
+        ],
+    )
+    def test_a_turn_is_its_id_or_a_hash_of_one_that_no_column_holds(self, turn, key):
+        found = turns.key_of({"turn_id": turn})
+        assert found == key or (key == "#" and len(found) == 41 and found[0] == "#")
+
     @pytest.mark.parametrize("written", [400_000_000_000, -5_000_000_000])
     def test_a_file_of_no_time_that_a_calendar_has_is_taken_in(self, root, written):
         path = scribble(root, event(1))
