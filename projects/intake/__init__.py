@@ -245,10 +245,8 @@ def _ready(place: Place, now: datetime) -> JournalFile | None:
             name=place.name,
             found_at=now,
         )
-    row = _row(place)
-    if row is None:
-        raise RuntimeError(f"{place.path} has no row and none can be made")
-    return row
+    # Another made it first; when it is gone again, it was deleted.
+    return _row(place)
 
 
 def _is_deleted(place: Place) -> bool:

@@ -330,6 +330,28 @@ class TestAudit:
         kinds = [finding["kind"] for finding in viewer.get("/api/journal/audit").json()["findings"]]
         assert kinds == ["journal_rewritten"]
 
+    def test_a_file_that_cannot_be_seen(self, viewer, root, monkeypatch):
+        journal.append_event(root, SID, {"event": "submitted", "turn_id": "t"})
+
+        def fail(error):
+            def stat(_):
+                raise error
+
+            return stat
+
+        monkeypatch.setattr(intake.places.Place, "stat", fail(OSError(5, "Input/output error")))
+        assert [found["kind"] for found in viewer.get("/api/journal/audit").json()["findings"]] == ["pending_turn"]
+        monkeypatch.setattr(intake.places.Place, "stat", fail(FileNotFoundError(2, "gone")))
+        assert viewer.get("/api/journal/audit").json()["findings"] == []
+
+    def test_no_more_is_kept_than_is_bounded(self, viewer, root, monkeypatch):
+        for number in range(3):
+            journal.append_event(root, f"s-{number}", {"event": "submitted"})
+        time.sleep(0.03)
+        monkeypatch.setattr(auditing, "MOST_AUDITED", 2)
+        viewer.get("/api/journal/audit")
+        assert [session for _, session in auditing._audited] == ["s-1", "s-2"]
+
     def test_a_file_that_is_as_it_was_is_not_read_again(self, viewer, root, monkeypatch):
         journal.append_event(root, SID, {"event": "submitted"})
         os.utime(journal.path_of(root, SID), (1e9, 1e9))

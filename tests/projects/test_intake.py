@@ -348,6 +348,18 @@ class TestGenerations:
         assert rescan().lines == 0
         assert self.generations() == [(1, "read")]
 
+    def test_gone_when_it_is_looked_at(self, root):
+        path = scribble(root, event(1))
+        place = intake.places.session_place(root, SID)
+        assert intake.look(place, now=timezone.now()) == 1
+        path.unlink()
+        assert intake.look(place, now=timezone.now()) == 0
+        assert self.generations() == [(1, "missing")]
+        path.parent.rmdir()
+        path.parent.touch()
+        with pytest.raises(FileNotFoundError):
+            place.stat()
+
     def test_what_cannot_be_read_says_why(self, root):
         path = scribble(root, event(1))
         rescan()

@@ -198,6 +198,19 @@ class TestSession:
         assert "1 lines" in text
         assert ">t0<" in sign_in().get(f"/sessions/{SID}/?page=11").content.decode()
 
+    def test_a_long_file_tells_of_turns_what_was_read_of_them(self, sign_in, append, monkeypatch):
+        append()
+        append("completed", turn="t2")
+        append("interrupted", turn="t2")
+        append("completed", turn="t3")
+        read()
+        monkeypatch.setattr(auditing, "READ_BYTES", 10)
+        monkeypatch.setattr(auditing, "audit_counted", pytest.fail)
+        text = sign_in().get(f"/sessions/{SID}/").content.decode()
+        assert "Without an end" in text
+        assert "Ended more than once" in text
+        assert "Malformed line" not in text
+
     def test_a_long_file_that_was_not_read_yet_is_not_read_for_its_page(self, sign_in, append, monkeypatch):
         append()
         monkeypatch.setattr(auditing, "READ_BYTES", 10)
