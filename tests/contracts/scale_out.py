@@ -38,6 +38,8 @@ def run(name: str, words: list[str], whole: tuple[str, ...], folder: Path, least
         **{key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "ANDON_HOME"))},
         "DATABASE_URL": f"{DATABASE_URL.rpartition('/')[0]}/{name}",
         "REDIS_URL": REDIS_URL,
+        # Nothing of a test need outlive the machine.
+        "PGOPTIONS": "-c synchronous_commit=off",
         "COVERAGE_FILE": str(folder / "coverage"),
         "DJANGO_SETTINGS_MODULE": "tests.settings",
     }
@@ -47,7 +49,7 @@ def run(name: str, words: list[str], whole: tuple[str, ...], folder: Path, least
         "-q",
         "--create-db",
         "-m",
-        "not static and not pure and not browser",
+        "not static and not pure and not once and not browser",
         "--basetemp",
         str(folder / "t"),
     ]

@@ -11,7 +11,7 @@ from tests.conformity import BOARD, check, loaded, plans
 from tests.kanban import rows
 
 # Requests close their connections, as they do in the real server.
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.once]
 # One test an operation: emptying the database takes longer than asking.
 OPERATIONS: dict[tuple[str, str], list[tuple[Any, bool]]] = defaultdict(list)
 for plan in plans(lambda path: path.startswith(BOARD), "{task_id}"):
