@@ -9,6 +9,21 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup, django_db_blocker) -> Iterator[None]:
+    """The test database, which PostgreSQL drops only when no thread's connection is left."""
+    yield
+    from django.db import connection, connections
+
+    if connection.vendor != "postgresql":
+        return
+    with django_db_blocker.unblock():
+        name = connection.settings_dict["NAME"]
+        connections.close_all()
+        with connection._nodb_cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shipped() -> None:
     """What migrations ship comes back after a test that commits: Django empties every table behind it."""
