@@ -1,8 +1,11 @@
 """The repair bench of the kanban: through verbs, never by editing a status; profiles are edited and checked."""
 
 import json
+import re
+import secrets
 
 import pytest
+from django.contrib.admin.utils import quote
 from django.utils import timezone
 
 from kanban import lifecycle
@@ -31,6 +34,14 @@ def client(sign_in):
 
 
 class TestRows:
+    def test_every_id_is_found_also_where_the_admin_reads_it_as_a_quoted_sign(self, client, monkeypatch):
+        monkeypatch.setattr(secrets, "token_hex", lambda _: "230ec5a7")
+        task = rows.task("Its id holds what stands for # in the admin's addresses")
+        page = text_of(client.get(task.get_absolute_url()))
+        [address] = re.findall(r'href="(/admin/kanban/task/[^"]+/change/)"', page)
+        assert address != f"{TASKS}{task.pk}/change/"
+        assert client.get(address).context["original"] == task
+
     def test_are_read_only_and_lead_to_their_pages(self, client, make_task_in):
         task = make_task_in("running", body=HOSTILE, title="A task")
         child = rows.task("Waits", parents=[task.pk])
@@ -42,11 +53,11 @@ class TestRows:
             ("/admin/kanban/link/", link, f"/kanban/tasks/{child.pk}/"),
             ("/admin/kanban/comment/", task.comments.get(), f"/kanban/tasks/{task.pk}/"),
         ]:
-            for text in (text_of(client.get(f"{path}?q=t_")), text_of(client.get(f"{path}{row.pk}/change/"))):
+            for text in (text_of(client.get(f"{path}?q=t_")), text_of(client.get(f"{path}{quote(row.pk)}/change/"))):
                 assert f'href="{page}"' in text, path
                 assert HOSTILE not in text
-            assert client.post(f"{path}{row.pk}/change/", {"status": "done"}).status_code == 403
-            assert client.post(f"{path}{row.pk}/delete/", {"post": "yes"}).status_code == 403
+            assert client.post(f"{path}{quote(row.pk)}/change/", {"status": "done"}).status_code == 403
+            assert client.post(f"{path}{quote(row.pk)}/delete/", {"post": "yes"}).status_code == 403
             assert client.get(f"{path}add/").status_code == 403
         assert rows.fresh(task).status == "running"
         assert client.get(f"/admin/kanban/run/?task__id__exact={task.pk}").status_code == 200
