@@ -4,13 +4,26 @@ from typing import Any, NamedTuple
 
 from django.utils.translation import gettext_lazy as _
 
+from projects import timelines
+from projects.states import Role
+
 
 class Sign(NamedTuple):
-    """A state as its badge shows it, and what it means."""
+    """A state as its badge shows it, and what it means; `label` where its word is not its sign's own."""
 
     status: str
     meaning: Any
+    label: Any = ""
 
+
+TURNS = {
+    "submitted": _("It was asked, and nobody has begun to work on it."),
+    "worker_started": _("Somebody has taken it up."),
+    "assistant_started": _("The answer is being written."),
+    "completed": _("It was answered."),
+    "interrupted": _("Whoever worked on it ended before the answer; what was asked is kept."),
+    "unknown": _("Its lines do not say how far it came."),
+}
 
 LEGEND: list[tuple[Any, list[Sign]]] = [
     (
@@ -69,6 +82,24 @@ LEGEND: list[tuple[Any, list[Sign]]] = [
         ],
     ),
     (
+        _("Attempts at a task"),
+        [
+            Sign("completed", _("Its worker says that the task is done.")),
+            Sign("review", _("Its worker asks a person to look at it."), _("In review")),
+            Sign("crashed", _("Its worker ended with an error, or nobody saw how.")),
+            Sign("timed_out", _("It took longer than it may, and was ended.")),
+            Sign("rate_limited", _("Its agent met a quota; the task is tried again by itself.")),
+            Sign("protocol_violation", _("Its worker ended in order and never said what came of it.")),
+            Sign("released", _("It was taken back, by a person or for another reason than its work.")),
+            Sign("superseded", _("Another attempt has taken its place.")),
+            Sign("spawn_failed", _("Its worker could not be started.")),
+        ],
+    ),
+    (
+        _("Turns of a session"),
+        [Sign(timelines.STATES[state][0], meaning, timelines.STATES[state][1]) for state, meaning in TURNS.items()],
+    ),
+    (
         _("Rollbacks"),
         [
             Sign("asked", _("Somebody asked for it; the worker has not begun.")),
@@ -103,10 +134,24 @@ PAGES: list[tuple[str, Any, Any]] = [
     ("/projects/", _("Projects"), _("Every project with its stories and its loop: start, stop, budget, roll back.")),
     ("/kanban/", _("Board"), _("The work to be done: what waits, what runs, what needs a person; who does it.")),
     ("/services/", _("Services"), _("What agents need while they work: health, ports, logs, start, stop, extend.")),
+    ("/sessions/", _("Sessions"), _("What agents were asked, turn by turn, and what became of it.")),
+    ("/audit/", _("Audit"), _("What is odd in the sessions' files and what to do; turns that can be recovered.")),
     ("/costs/", _("Costs"), _("What was spent by day, project, story and model; what is unknown is never 0.")),
     ("/events/", _("Events"), _("Everything that happened, newest first, with who did it.")),
     ("/system/", _("System"), _("The workers and what they run, the database, the disk, the versions.")),
     ("/settings/", _("Settings"), _("Theme, density, time zone, shortcuts, password; for administrators tokens.")),
-    ("/search/", _("Search"), _("Projects, stories, tasks, services and events by any word of theirs.")),
+    (
+        "/settings/notices/",
+        _("Webhooks and e-mail"),
+        _("Who is told of what by itself, with a test and what was sent."),
+    ),
+    ("/search/", _("Search"), _("Projects, stories, tasks, sessions, services and events by any word of theirs.")),
     ("/api/docs", _("API"), _("Everything that the pages do, for programs; a token is made in the settings.")),
 ]
+# Not for everybody who may look.
+OPERATORS_PAGES = frozenset({"/settings/notices/"})
+
+
+def pages(role: Role) -> list[tuple[str, Any, Any]]:
+    """Return the pages that somebody of a role may open."""
+    return [each for each in PAGES if each[0] not in OPERATORS_PAGES or role.includes(Role.OPERATOR)]

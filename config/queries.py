@@ -3,7 +3,6 @@
 import platform
 import shutil
 import sqlite3
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,18 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 
-from config import sizes
+from config import needs, running, sizes
 from kanban.models import Run
 from kanban.pages import needs as work
-from projects import costs, sessions, timelines
 from projects import queries as projects
-from projects.models import Event, Preference, Project, Story
+from projects.models import Event, Preference, Project
 from projects.relay import floor, head, relay
-from projects.states import ProjectStatus, Role, StoryState
-from services import pages as processes
+from projects.states import Role
 from services import queries as services
 from services.models import ManagedProcess, WorkerHost
 from services.states import LIVE, HostStatus
 
-RUNNING_SHOWN = 12
-NEEDS_SHOWN = 50
 RECENT_SHOWN = 10
 
 
@@ -85,107 +79,29 @@ def _ticks(hosts: list[WorkerHost]) -> bool:
 
 
 def home(now: datetime, *, role: Role) -> dict[str, Any]:
-    """Return what needs somebody, what runs, what happened; as many queries however many projects and services."""
+    """Return what needs somebody, what runs, what happened; as many queries however much there is."""
     rows = list(projects.known().filter(missing_since=None))
-    running = projects.views([row for row in rows if row.running], now)[:RUNNING_SHOWN]
     hosts = services.hosts(now)
     of_work, made = work.signals(now)
-    spent = costs.today(now)
-    for view in running:
-        view.spent_today = spent.get(view.slug)
+    stories = needs.stories(rows, running.loops(rows))
+    in_sight = running.in_sight(now, needs.SHOWN)
+    spent, of_tasks = running.cost_today(now)
+    runs = running.panel(rows, stories, in_sight, spent, now)
     return {
         "hosts": hosts,
-        "needs": needs(rows, hosts, of_work, now)[:NEEDS_SHOWN],
-        "running": running,
-        "cost_today": sum(spent.values(), costs.Sum()),
+        "needs": needs.urgencies(rows, hosts=hosts, of_work=of_work, stories=stories, in_sight=in_sight, now=now),
+        "running": runs,
+        "cost_today": sum(spent.values(), of_tasks),
+        "cost_of_tasks": of_tasks,
         "events": projects.events({}, limit=RECENT_SHOWN, headlines=True),
         "checklist": checklist(rows, hosts, made, role=role),
         "totals": {
             "projects": len(rows),
-            "running": sum(row.running for row in rows),
+            "running": runs["total"],
             "stories": sum(row.total for row in rows),
             "passed": sum(row.passed for row in rows),
             "remaining": sum(projects.remaining(row) for row in rows),
         },
-    }
-
-
-def needs(
-    rows: Iterable[Project], hosts: Iterable[WorkerHost], of_work: list[dict[str, Any]], now: datetime
-) -> list[dict[str, Any]]:
-    """Return what a person should look at, the most urgent first, each with its reason and where to go."""
-    found = [*_worker_needs(hosts), *of_work]
-    for row in rows:
-        status = projects.status_of(row)
-        url = row.get_absolute_url()
-        if status is ProjectStatus.ERROR:
-            found.append(_need("bad", _("%s cannot be read") % row.slug, row.error, url, row.stale_since))
-        elif row.stalled or projects.is_stalled(row, now):
-            reason = _("Its loop runs but has written nothing for a long time.")
-            stop = {"act_url": f"{url}stop/", "act_label": _("Stop…")}
-            found.append({**_need("warn", _("%s is stalled") % row.slug, reason, url, row.written_at), **stop})
-        if crash := row.loop_crash:
-            reason = _("Exit code %s.") % crash["exit_code"] if crash["exit_code"] is not None else _("Nobody saw how.")
-            start = {"act_url": f"{url}start/", "act_label": _("Start…")}
-            found.append({**_need("bad", _("The loop of %s crashed") % row.slug, reason, url, row.written_at), **start})
-        if row.failed and not projects.remaining(row):
-            reason = ngettext("%d story failed", "%d stories failed", row.failed) % row.failed
-            reason += _(" and none is left to try.")
-            found.append(_need("bad", _("%s has failed") % row.slug, reason, url, row.written_at))
-    found.extend(_blocked_stories(rows))
-    found.extend(processes.need(row, now) for row in processes.attention(now, NEEDS_SHOWN))
-    found.extend(_journal_needs(now))
-    order = {"special": 0, "bad": 1, "warn": 2}
-    return sorted(found, key=lambda need: order[need["severity"]])
-
-
-def _blocked_stories(rows: Iterable[Project]) -> list[dict[str, Any]]:
-    """Return what waits for a person; one query."""
-    by_id = {row.pk: row for row in rows if row.blocked}
-    stories = Story.objects.filter(project_id__in=by_id, state=StoryState.BLOCKED).defer("description", "notes")
-    found = []
-    for story in stories[:NEEDS_SHOWN] if by_id else []:
-        story.project = by_id[story.project_id]
-        title = _("%(slug)s: %(key)s waits for a person") % {"slug": story.project.slug, "key": story.key}
-        reason = story.failure_reason[:200] or story.title
-        url = story.get_absolute_url()
-        again = {"act_url": f"{url}requeue/", "act_label": _("Open again…")}
-        found.append({**_need("special", title, reason, url, story.project.written_at), **again})
-    return found
-
-
-def _journal_needs(now: datetime) -> list[dict[str, Any]]:
-    """Return what is odd in the journals, one line a kind; one query."""
-    found = []
-    for row in sessions.needs(now):
-        severity, title, reason = timelines.need_words(row["kind"], row["count"])
-        found.append(_need(severity, title, reason, "/audit/", None))
-    return found
-
-
-def _worker_needs(hosts: Iterable[WorkerHost]) -> list[dict[str, Any]]:
-    return [
-        _need(
-            "bad",
-            _("The worker of %s is silent") % host.node,
-            _("Nothing is dispatched, watched or imported there. Start Andon again on that machine."),
-            "/system/",
-            host.tick_at,
-        )
-        for host in hosts
-        if host.shown == HostStatus.SILENT
-    ]
-
-
-def _need(severity: str, title: str, reason: str, url: str, at: datetime | None) -> dict[str, Any]:
-    return {
-        "severity": severity,
-        "title": title,
-        "reason": reason,
-        "url": url,
-        "remedy_url": url,
-        "remedy_label": _("Look"),
-        "at": at,
     }
 
 

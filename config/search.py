@@ -11,14 +11,15 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import Model, Q, QuerySet
+from django.db.models import F, Model, Q, QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from kanban.models import Run, Task
 from projects import queries as projects
-from projects.models import Event, Story
+from projects.models import Event, JournalFile, Story
 from projects.relay import head
+from projects.states import JournalFamily, JournalState
 from services import pages as services
 from services.models import ManagedProcess
 from services.states import Purpose
@@ -148,6 +149,14 @@ def _runs(words: list[str], text: str) -> Iterable[Hit]:
         yield Hit(row.get_absolute_url(), title, names, state, detail[:200], row.started_at)
 
 
+def _sessions(words: list[str], text: str) -> Iterable[Hit]:
+    rows = JournalFile.objects.filter(family=JournalFamily.TURNS).exclude(state=JournalState.SUPERSEDED)
+    rows = rows.only("family", "name", "state", "node", "written_at").order_by(F("written_at").desc(nulls_last=True))
+    for row in rows.filter(_matching(words, "name"))[:LOOKED]:
+        gone = _("its file is gone; what was read of it is kept") if row.state == JournalState.MISSING else ""
+        yield Hit(row.get_absolute_url(), row.name, (row.name,), "", gone, row.written_at)
+
+
 def _services(words: list[str], text: str) -> Iterable[Hit]:
     return _processes_of(words, text, Q(purpose=Purpose.SERVICE))
 
@@ -203,6 +212,7 @@ finders: dict[str, Finder] = {
     "runs": Finder(
         gettext_lazy("Attempts"), _runs, note=gettext_lazy("Words are looked for in the newest 2,000 attempts.")
     ),
+    "sessions": Finder(gettext_lazy("Sessions"), _sessions, _list("/sessions/", "q")),
     "services": Finder(gettext_lazy("Services"), _services, _list("/services/", "q")),
     "processes": Finder(gettext_lazy("Loops and task workers"), _processes, _list("/services/", "q", purpose="all")),
     "events": Finder(

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Case, Count, F, Q, QuerySet, Value, When, Window
+from django.db.models.functions import RowNumber
 from django.urls import reverse
 from django.utils.dateparse import parse_datetime
 from django.utils.functional import cached_property
@@ -97,13 +98,37 @@ def of_project(slug: str) -> list[ManagedProcess]:
     return list(found(purpose=Purpose.SERVICE, project=slug)[: OF_PROJECT_SHOWN + 1])
 
 
-def attention(now: datetime, limit: int) -> list[ManagedProcess]:
-    """Return services that need somebody: failed, unhealthy, given up, lost, about to expire, not to be stopped."""
+def in_sight(now: datetime, limit: int, **beside: Any) -> list[ManagedProcess]:
+    """Return services that need somebody and what lives beside loops, the newest first; one query.
+
+    At most `limit` of each severity and of each purpose; `beside` are further annotations. Each row has `severity`
+    ("" = needs nobody), `alike`: how many there are of that, `lives`, and `living`: how many of its purpose do.
+    """
     broken = Q(status__in=[Status.FAILED, Status.UNHEALTHY, Status.CRASH_LOOP, Status.LOST])
     expiring = Q(status__in=sorted(UP), expires_at__lte=now + timedelta(minutes=5))
     stuck = Q(status=Status.STOPPING) & ~Q(left=[])
-    rows = processes().filter(broken | expiring | stuck).defer(*(set(LIST_LEFT_OUT) - {"left"}))
-    return list(rows.order_by("-since")[:limit])
+    is_service, is_worker = Q(purpose=Purpose.SERVICE), Q(purpose=Purpose.WORKER)
+    is_live = Q(status__in=sorted(LIVE))
+    severity = Case(
+        When(~is_service, then=Value("")),
+        When(status=Status.CRASH_LOOP, then=Value("special")),
+        When(Q(status__in=[Status.FAILED, Status.LOST]) | stuck, then=Value("bad")),
+        When(broken | expiring, then=Value("warn")),
+        default=Value(""),
+    )
+    rows = ManagedProcess.objects.filter(is_service & (broken | expiring | stuck) | (is_service | is_worker) & is_live)
+    newest = F("since").desc()
+    judged = rows.defer(*(set(LIST_LEFT_OUT) - {"left"})).annotate(
+        severity=severity, lives=Case(When(is_live, then=Value(1)), default=Value(0)), **beside
+    )
+    placed = judged.annotate(
+        alike=Window(Count("pk"), partition_by=["severity"]),
+        place=Window(RowNumber(), partition_by=["severity"], order_by=newest),
+        living=Window(Count("pk"), partition_by=["purpose", "lives"]),
+        live_place=Window(RowNumber(), partition_by=["purpose", "lives"], order_by=newest),
+    )
+    wanted = Q(severity__gt="", place__lte=limit) | Q(lives=1, live_place__lte=limit)
+    return list(placed.filter(wanted).order_by("-since", "pk"))
 
 
 def exit_words(code: int | None) -> str:
@@ -251,7 +276,7 @@ def listed(rows: Iterable[ManagedProcess], now: datetime) -> list[dict[str, Any]
 
 
 def need(row: ManagedProcess, now: datetime) -> dict[str, Any]:
-    """Return why a service of `attention` needs somebody, with its remedy: {severity, title, reason, at, verb}."""
+    """Return why a service `in_sight` needs somebody, with its remedy: {severity, title, reason, at, verb}."""
     reason = row.last_error.partition("\n")[0][:300]
     match row.status:
         case Status.CRASH_LOOP:

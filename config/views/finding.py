@@ -20,4 +20,5 @@ def search(request: HttpRequest) -> HttpResponse:
 @require_safe
 def guide(request: HttpRequest) -> HttpResponse:
     """Shortcuts, the meaning of every sign, what each page is for, and where to ask further."""
-    return page(request, "help.html", {"pages": contents.PAGES, "legend": contents.LEGEND})
+    role = request.identity.role  # type: ignore[attr-defined]
+    return page(request, "help.html", {"pages": contents.pages(role), "legend": contents.LEGEND})

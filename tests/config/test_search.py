@@ -7,9 +7,10 @@ from django.utils import timezone
 
 from config import guide, search
 from kanban import states as kanban
+from projects import timelines
 from projects.events import SWEEP, record, writing
-from projects.models import Event
-from projects.states import ProjectStatus, RollbackStatus, StopStatus, StoryState
+from projects.models import Event, JournalFile
+from projects.states import JournalFamily, JournalState, ProjectStatus, Role, RollbackStatus, StopStatus, StoryState
 from projects.templatetags.andon import WORDS
 from services.models import ManagedProcess
 from services.states import HostStatus, Purpose, Status
@@ -17,7 +18,7 @@ from tests.contracts.source import ROOT
 
 pytestmark = pytest.mark.django_db
 FRAME = 5  # session, user, groups, preference, log head
-FINDERS = 8  # one each, and a second of events: a whole subject
+FINDERS = 9  # one each, and a second of events: a whole subject
 
 
 @pytest.fixture
@@ -28,6 +29,16 @@ def make_process(db):
         return ManagedProcess.objects.create(
             name=name, node="test-node", since=now, declared_at=now, cwd="/", **{"cmd": "python3", **fields}
         )
+
+    return make
+
+
+@pytest.fixture
+def make_session(db):
+    def make(name: str, *, family=JournalFamily.TURNS, state=JournalState.READ) -> JournalFile:
+        now = timezone.now()
+        where = {"node": "test-node", "root": "/journals", "relpath": f"_turn_journal/{name}.jsonl"}
+        return JournalFile.objects.create(name=name, family=family, state=state, found_at=now, written_at=now, **where)
 
     return make
 
@@ -46,6 +57,23 @@ class TestSearch:
         assert len(found("us-002")["stories"]) == 1
         assert found("no-such-thing") == {}
         assert found("   ") == {}
+
+    def test_finds_sessions_by_name_and_leads_to_all_of_them(self, make_session):
+        for number in range(search.SHOWN + 2):
+            make_session(f"chat-{number:02}")
+        make_session("other", state=JournalState.MISSING)
+        make_session("old-one", state=JournalState.SUPERSEDED)
+        make_session("looping", family=JournalFamily.HISTORY)
+        [kind] = search.search("chat")
+        assert (kind.name, len(kind.hits), kind.is_cut, kind.more) == (
+            "sessions",
+            search.SHOWN,
+            True,
+            "/sessions/?q=chat",
+        )
+        [hit] = search.search("other")[0].hits
+        assert (hit.url, hit.detail[:16]) == ("/sessions/other/", "its file is gone")
+        assert search.search("old-one") == search.search("looping") == []
 
     def test_every_word_has_to_match_somewhere(self, imported):
         imported("garden", states=("passed", "pending"))
@@ -141,5 +169,18 @@ class TestHelp:
         assert "switched off for you" in client.get("/help/").content.decode()
 
     def test_every_page_that_it_names_is_there(self, sign_in):
-        client = sign_in("viewer")
-        assert [url for url, _name, _purpose in guide.PAGES if client.get(url).status_code != 200] == []
+        for role in Role:
+            client = sign_in(role)
+            assert [url for url, _name, _purpose in guide.pages(role) if client.get(url).status_code != 200] == []
+
+    def test_names_sessions_and_for_who_may_notices(self, sign_in):
+        text = sign_in("operator").get("/help/").content.decode()
+        for url in ("/sessions/", "/audit/", "/settings/notices/"):
+            assert f'<a class="title-link" href="{url}">' in text
+        assert "/settings/notices/" not in sign_in("viewer").get("/help/").content.decode()
+
+    def test_explains_every_state_of_a_turn_by_its_own_word(self, sign_in):
+        text = sign_in("viewer").get("/help/").content.decode()
+        assert set(guide.TURNS) == set(timelines.STATES)
+        for _mark, word in timelines.STATES.values():
+            assert f"</svg>{word}</span>" in text
