@@ -3,8 +3,11 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+
+sys.dont_write_bytecode = False
 
 # Never the home or the workspace of whoever runs the tests.
 _scratch = Path(tempfile.mkdtemp(prefix="andon-tests-"))
@@ -19,6 +22,7 @@ os.environ["ANDON_NODE"] = "test-node"
 
 from config.settings import *  # noqa: E402, F403
 
-# Programs that tests start read the real settings.
+# Programs that tests start read the real settings, and compile no module a second time: hundreds are started.
 os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -33,6 +33,8 @@ from config.backup import archive
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = os.environ.get("ANDON_TEST_DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres")
+# Each tries both databases itself, on homes of its own.
+pytestmark = pytest.mark.once
 DRIVER = """
 import json, os, signal, sys
 import django

@@ -343,6 +343,7 @@ def diagnose(up: Up) -> tuple[int, dict[str, list[dict]]]:
     return done.returncode, found
 
 
+@pytest.mark.once
 def test_a_healthy_home_ends_with_0(installation):
     code, found = diagnose(installation)
     assert code == 0
@@ -351,6 +352,7 @@ def test_a_healthy_home_ends_with_0(installation):
     assert found["worker"][0]["status"] == WARN
 
 
+@pytest.mark.once
 def test_a_missing_database_is_said_and_not_made(installation):
     database = installation.home / "andon.sqlite3"
     database.unlink()
@@ -363,6 +365,7 @@ def test_a_missing_database_is_said_and_not_made(installation):
     assert found["git"][0]["status"] == OK
 
 
+@pytest.mark.once
 def test_a_locked_database_is_said_within_seconds(installation):
     with contextlib.closing(sqlite3.connect(installation.home / "andon.sqlite3")) as other:
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -373,6 +376,7 @@ def test_a_locked_database_is_said_within_seconds(installation):
     assert "fuser" in found["database"][0]["next_step"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("place", [0, 4096])
 def test_a_corrupt_database_is_said(installation, place):
     with (installation.home / "andon.sqlite3").open("r+b") as file:
@@ -384,6 +388,7 @@ def test_a_corrupt_database_is_said(installation, place):
     assert "manage.py restore" in found["database"][0]["next_step"]
 
 
+@pytest.mark.once
 def test_a_database_that_is_not_migrated_is_said(installation):
     (installation.home / "andon.sqlite3").unlink()
     with contextlib.closing(sqlite3.connect(installation.home / "andon.sqlite3")) as database:
@@ -393,6 +398,7 @@ def test_a_database_that_is_not_migrated_is_said(installation):
     assert "migrations are not applied" in found["database"][-1]["detail"]
 
 
+@pytest.mark.once
 def test_a_database_of_a_newer_version_is_said(installation):
     with contextlib.closing(sqlite3.connect(installation.home / "andon.sqlite3")) as database:
         database.execute("INSERT INTO django_migrations VALUES (999, 'projects', '0999_future', '2027-01-01')")
@@ -403,6 +409,7 @@ def test_a_database_of_a_newer_version_is_said(installation):
     assert "projects.0999_future" in found["database"][-1]["detail"]
 
 
+@pytest.mark.once
 def test_a_database_that_left_wal_is_said(installation):
     with contextlib.closing(sqlite3.connect(installation.home / "andon.sqlite3")) as database:
         database.execute("PRAGMA journal_mode=DELETE")
@@ -411,6 +418,7 @@ def test_a_database_that_left_wal_is_said(installation):
     assert "journal mode delete" in found["database"][1]["detail"]
 
 
+@pytest.mark.once
 def test_lines_survive_a_terminal_without_unicode(installation):
     done = subprocess.run(
         [sys.executable, "manage.py", "doctor"],
@@ -424,6 +432,7 @@ def test_lines_survive_a_terminal_without_unicode(installation):
     assert " ok   database" in done.stdout
 
 
+@pytest.mark.once
 def test_a_postgresql_that_does_not_answer_is_said(tmp_path):
     up = Up(tmp_path, env={"DATABASE_URL": f"postgres://u:hidden-word@127.0.0.1:{free_port()}/x", "REDIS_URL": ""})
     code, found = diagnose(up)
@@ -432,6 +441,7 @@ def test_a_postgresql_that_does_not_answer_is_said(tmp_path):
     assert "hidden-word" not in json.dumps(found)
 
 
+@pytest.mark.once
 def test_postgresql_missing_empty_and_migrated(tmp_path):
     try:
         psycopg.connect(SERVER, connect_timeout=3).close()
