@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
 from projects import intake, jobs, keeping, undoing
+from projects import sweeps as scans
 from projects.errors import Conflict
 from projects.events import By
 from projects.importer.watcher import Watcher
@@ -28,7 +29,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._lock = -1
-        self._watcher = Watcher(beside=intake.places.directories, noticed=intake.notice)
+        self._watcher = Watcher(beside=intake.places.directories, noticed=scans.notice)
         self.host: WorkerHost | None = None
 
     def run(self) -> None:

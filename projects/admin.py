@@ -25,6 +25,7 @@ from projects.models import (
     Iteration,
     JournalFile,
     JournalRecord,
+    LoopRegistry,
     LoopRun,
     LoopStop,
     Preference,
@@ -162,6 +163,13 @@ class LoopRunAdmin(ReadOnly):
     list_display = ("project", "key", "started_at", "ended_by", "reason", "ambiguous", "merge_state", "page_link")
     list_filter = ("ended_by", "ambiguous", "merge_state")
     search_fields = ("project", "key", "reason")
+
+
+@admin.register(LoopRegistry)
+class LoopRegistryAdmin(ReadOnly):
+    list_display = ("project", "problem", "judged_at", "page_link")
+    list_select_related = ("project",)
+    search_fields = ("project__slug",)
 
 
 @admin.register(Tombstone)

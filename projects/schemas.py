@@ -296,6 +296,8 @@ class RunOut(Schema):
 
 
 class LoopOut(Schema):
+    """`state`: running, crashed (its process is gone), unknown (nobody has seen)."""
+
     id: str
     pid: int | None
     started_at: datetime | None
@@ -313,7 +315,10 @@ class MergeOut(Schema):
 
 
 class HistoryOut(Schema):
-    """`events` as they stand in the file, the newest last; `loops` and `merges` from the files beside it."""
+    """`events` as they stand in the file, the newest last; `loops` and `merges` from the files beside it.
+
+    Who of the loops runs was seen at `loops_as_of` by the worker of the project's host, null before it has looked.
+    """
 
     slug: str
     events: list[dict[str, Any]]
@@ -321,5 +326,6 @@ class HistoryOut(Schema):
     runs: list[RunOut]
     malformed: list[MalformedOut]
     loops: list[LoopOut]
+    loops_as_of: datetime | None
     merges: list[MergeOut]
     problems: list[str]

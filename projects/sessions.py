@@ -4,7 +4,8 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,31 @@ from projects import history, journal, lines, queries, ralph
 from projects.errors import Broken, Missing
 from projects.journal import auditing, deriving
 from projects.keeping import home_of
-from projects.models import JournalFile, JournalRecord, LoopRun, Project, Tombstone, Turn
+from projects.models import JournalFile, JournalRecord, LoopRegistry, LoopRun, Project, Tombstone, Turn
 from projects.states import JournalFamily, JournalState, RecordStatus
-from services import processes
-from services.processes import Identity
 
 MOST_EVENTS = 10_000
 MOST_SESSIONS = 1_000
 CHUNK = 2_000
 SLACK_S = 5.0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+OLD = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The loops that a registry names and what is wrong with it; None as `as_of`: who of them runs nobody has seen."""
+
+    loops: list[history.Loop]
+    problem: str
+    as_of: datetime | None
+
+    def is_old(self, now: datetime) -> bool:
+        """Say whether who runs is only known from before: that worker looks each few seconds."""
+        return self.as_of is None or now - self.as_of > OLD
+
+    def of(self, pid: int) -> list[history.Loop]:
+        return [loop for loop in self.loops if loop.pid == pid]
 
 
 def sessions(text: str = "") -> QuerySet[JournalFile]:
@@ -168,10 +185,10 @@ def _need_undeleted(session_id: str) -> None:
 
 
 def loop_history(project: Project, limit: int) -> dict[str, Any]:
-    """Return what the files beside a project's loop say: {events, summary, runs, malformed, loops, merges, problems}.
+    """Return what the files beside a project's loop say.
 
-    `events` are the last `limit`, oldest first, `runs` all. Without a history everything is empty. Of a project on
-    another host it is what was read there.
+    {events, summary, runs, malformed, loops, loops_as_of, merges, problems}: `events` are the last `limit`, oldest
+    first, `runs` all. Without a history everything is empty. Of a project on another host it is what was read there.
     """
     others = beside(project)
     problems = list(others["problems"])
@@ -182,13 +199,13 @@ def loop_history(project: Project, limit: int) -> dict[str, Any]:
     except OSError as error:
         found = history.History([], [], history.Summary(), [])
         problems.insert(0, f"{history.HISTORY}: {error}")
-    alive = {run.key for run in found.runs if is_alive(run, project, others["living"])}
     return {
         "events": found.events,
         "summary": found.summary.told(),
-        "runs": [run.told(alive=run.key in alive) for run in found.runs],
+        "runs": [run.told(alive=is_alive(run, project, others["registered"])) for run in found.runs],
         "malformed": [*found.malformed, *others["malformed"]],
         "loops": others["loops"],
+        "loops_as_of": others["registered"].as_of,
         "merges": others["merges"],
         "problems": problems,
     }
@@ -213,18 +230,23 @@ def is_here(project: Project) -> bool:
     return project.node == settings.ANDON_NODE
 
 
-def is_alive(run: history.Run, project: Project, living: dict[int, datetime]) -> bool:
-    """Say whether an open run's process runs: it is the project's loop, or the registry's and alive.
+def is_alive(run: history.Run, project: Project, registered: Registered) -> bool | None:
+    """Say whether an open run's process runs: it is the project's loop, or one that the registry names and it runs.
 
-    `living` are the starts of the registry's by their pids. Of two that had one pid, one after the other, the earlier
-    was last heard of before the later began.
+    None when nobody has seen. Of two that had one pid, one after the other, the earlier was last heard of before the
+    later began.
     """
     if not run.is_open:
         return False
     is_of_loop = project.running and _was_heard_of(run, since=project.loop_started_at)
     if run.pid is None:
         return is_of_loop
-    return (is_of_loop and run.pid == project.pid) or (run.pid in living and _was_heard_of(run, living[run.pid]))
+    if is_of_loop and run.pid == project.pid:
+        return True
+    if registered.as_of is None:
+        return None
+    states = {loop.state for loop in registered.of(run.pid) if _was_heard_of(run, loop.started_at)}
+    return True if "running" in states else None if "unknown" in states else False
 
 
 def _was_heard_of(run: history.Run, since: datetime | None) -> bool:
@@ -280,27 +302,40 @@ def _is_torn(project: Project, now: datetime) -> bool:
         return quiet and status.st_size > 0 and os.pread(file.fileno(), 1, status.st_size - 1) != b"\n"
 
 
+def registered(project: Project) -> Registered:
+    """Return who of a project's registered loops runs, as the worker of its host saw it last.
+
+    Before that worker has looked nothing is known of them but what a file on this host says.
+    """
+    row = LoopRegistry.objects.filter(project=project).first()
+    if row is not None:
+        return Registered(row.found(), row.problem, row.judged_at)
+    if not is_here(project):
+        return Registered([], "", None)
+    # No page looks at processes: they may be another host's, or another container's.
+    return Registered(*history.read_registry(Path(project.path), booted_at=EPOCH, is_alive=lambda *_: None), None)
+
+
 def beside(project: Project) -> dict[str, Any]:
-    """Return what the files beside a history say: {loops, living, merges, malformed, problems}.
+    """Return what the files beside a history say: {registered, loops, merges, malformed, problems}.
 
     Of a project on another host they are not read here; a problem says so.
     """
+    found = registered(project)
+    merges, problems = history.Merges([], []), list[str]()
     if not is_here(project):
-        problem = f"Its files lie on {project.node}. What is shown of its history was read there."
-        return {"loops": [], "living": {}, "merges": [], "malformed": [], "problems": [problem]}
-    root, problems = Path(project.path), []
-    try:
-        merges = history.read_merges(root)
-    except OSError as error:
-        merges = history.Merges([], [])
-        problems.append(f"{error}")
-    loops, problem = history.read_registry(root, booted_at=_booted_at(), is_alive=_is_alive)
+        problems.append(f"Its files lie on {project.node}. What is shown of its history was read there.")
+    else:
+        try:
+            merges = history.read_merges(Path(project.path))
+        except OSError as error:
+            problems.append(f"{error}")
     return {
-        "loops": loops,
-        "living": {loop.pid: loop.started_at for loop in loops if loop.state == "running"},
+        "registered": found,
+        "loops": found.loops,
         "merges": merges.entries,
         "malformed": merges.malformed,
-        "problems": [*problems, *([problem] if problem else [])],
+        "problems": [*problems, *([found.problem] if found.problem else [])],
     }
 
 
@@ -331,23 +366,3 @@ def needs(now: datetime) -> list[dict[str, Any]]:
         for kind, rows in kinds.items()
     ]
     return [row for row in counts[0].union(*counts[1:], all=True) if row["count"]]
-
-
-def _booted_at() -> datetime:
-    try:
-        return datetime.fromtimestamp(
-            processes.started_at(Identity(settings.ANDON_NODE, processes.boot_id(), 1, 0)), UTC
-        )
-    except OSError:
-        return datetime.fromtimestamp(0, UTC)
-
-
-def _is_alive(pid: int, started: datetime | None) -> bool | None:
-    """Say whether the process that had a pid at a time is still there; None when that cannot be told."""
-    try:
-        identity = processes.identify(pid, settings.ANDON_NODE)
-        if identity is None or started is None:
-            return False if identity is None else None
-        return processes.started_at(identity) <= started.timestamp() + SLACK_S
-    except (OSError, ValueError):
-        return None

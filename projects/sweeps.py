@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.utils import timezone
 
-from projects import importer, intake, jobs, queries
+from projects import history, importer, intake, jobs, queries, registries
 from projects.events import SWEEP, record, writing
 from projects.models import Event, EventFloor, Project
 from services import processes
@@ -34,6 +34,18 @@ def look_again() -> bool:
 def read_journals() -> bool:
     """Have the second pool compare all journals with what was read of them; False when one look was under way."""
     return jobs.submit("journals", _read_journals) is not None
+
+
+def judge_registries() -> bool:
+    """Have the second pool judge who of the registered loops runs; False when one look was under way."""
+    return jobs.submit("registries", _judge_registries) is not None
+
+
+def notice(path: str) -> None:
+    """Have the second pool take in a file that has changed, when it is a journal or a registry."""
+    intake.notice(path)
+    if path.endswith(f"/{history.REGISTRY}"):
+        judge_registries()
 
 
 def detect_ended(*, now: datetime) -> int:
@@ -96,6 +108,10 @@ def _import(path: str, now: datetime) -> bool:
 
 def _read_journals() -> dict[str, int]:
     return intake.rescan(now=timezone.now())._asdict()
+
+
+def _judge_registries() -> int:
+    return registries.sweep(now=timezone.now())
 
 
 def _rescan() -> dict[str, int]:

@@ -36,6 +36,11 @@ def read_journals() -> bool:
     return sweeps.read_journals()
 
 
+@every(seconds=5)
+def judge_registries() -> bool:
+    return sweeps.judge_registries()
+
+
 @every(seconds=30)
 def finish_deletions() -> int:
     return keeping.finish_deletions(now=timezone.now())

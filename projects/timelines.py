@@ -114,7 +114,7 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def axis(runs: Sequence[tuple[Run, bool]], now: datetime) -> Axis:
+def axis(runs: Sequence[tuple[Run, bool | None]], now: datetime) -> Axis:
     """Return (run, is alive) pairs, the newest first, as bars from the first start to the last end, or to now."""
     bars = [_bar(run, now, alive=alive) for run, alive in runs]
     spans = [(bar, bar.run.started_at, _until(bar, now)) for bar in bars if bar.run.started_at is not None]
@@ -134,7 +134,7 @@ def axis(runs: Sequence[tuple[Run, bool]], now: datetime) -> Axis:
     return Axis(bars, begin, end, 1 + max(bar.lane for bar in bars))
 
 
-def _bar(run: Run, now: datetime, *, alive: bool) -> Bar:
+def _bar(run: Run, now: datetime, *, alive: bool | None) -> Bar:
     outcome = run.outcome(alive=alive)
     mark, fill, word = OUTCOMES[outcome]
     ended = run.ended_at or (None if outcome is Outcome.RUNNING else run.last_at)

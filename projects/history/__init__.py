@@ -30,7 +30,7 @@ from projects.history.recording import (
     record_merge_started,
     wrong_with,
 )
-from projects.history.registry import Loop, Merge, Merges, read_merges, read_registry
+from projects.history.registry import REGISTRY, Loop, Merge, Merges, read_merges, read_registry
 from projects.history.runs import MergeState, Outcome, Run, Runs
 from projects.history.summing import Summary, get_prompt, is_completed, last_iteration, summary
 from projects.lines import MAX_LINE, append_line, serialise
@@ -41,6 +41,7 @@ __all__ = [
     "MAX_COMMITS",
     "MAX_ENDING",
     "MAX_LINE",
+    "REGISTRY",
     "Ending",
     "History",
     "Line",

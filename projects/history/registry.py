@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,16 @@ class Loop:
     prompt: str
     worktree: str
     state: str
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Loop":
+        """Return the loop that `told` has told of."""
+        at = told["started_at"]
+        return cls(**{**told, "started_at": None if at is None else datetime.fromisoformat(at)})
+
+    def told(self) -> dict[str, Any]:
+        """Return it as JSON can hold it; times are ISO 8601."""
+        return {**asdict(self), "started_at": None if self.started_at is None else self.started_at.isoformat()}
 
 
 @dataclass(slots=True)

@@ -33,7 +33,8 @@ class Outcome(StrEnum):
     CRASHED = "crashed"
     RUNNING = "running"
     UNKNOWN = "unknown"
-    """It ended for a reason that nobody has told us about; or an end was not to be told from another run's."""
+    """It ended for a reason that nobody has told us about; or an end was not to be told from another run's; or it has
+    none, and whether its process runs nobody has seen."""
 
 
 class MergeState(StrEnum):
@@ -90,8 +91,8 @@ class Run:
     def is_open(self) -> bool:
         return not self.ended_by and not self.ambiguous
 
-    def outcome(self, *, alive: bool = False) -> Outcome:
-        """Return what became of it; `alive`: its process is known to run."""
+    def outcome(self, *, alive: bool | None = False) -> Outcome:
+        """Return what became of it; `alive`: whether its process runs, None when nobody can tell."""
         match self.ended_by:
             case "loop_completed":
                 return REASONS.get(self.reason, Outcome.UNKNOWN)
@@ -99,11 +100,11 @@ class Run:
                 return Outcome.INTERRUPTED
             case "loop_discarded":
                 return Outcome.STOPPED
-        if self.ambiguous:
+        if self.ambiguous or alive is None:
             return Outcome.UNKNOWN
         return Outcome.RUNNING if alive else Outcome.CRASHED
 
-    def told(self, *, alive: bool = False) -> dict[str, Any]:
+    def told(self, *, alive: bool | None = False) -> dict[str, Any]:
         """Return it as REST shows it."""
         shown = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**shown, "outcome": str(self.outcome(alive=alive))}

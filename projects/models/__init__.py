@@ -2,7 +2,7 @@
 
 from projects.models.access import ApiToken, Preference, SignInLink, check_zone
 from projects.models.files import Iteration, Project, Story, UsageEntry
-from projects.models.journals import JournalFile, JournalRecord, LoopRun, Tombstone, Turn
+from projects.models.journals import JournalFile, JournalRecord, LoopRegistry, LoopRun, Tombstone, Turn
 from projects.models.log import Event, EventFloor
 from projects.models.loops import LoopStop, Rollback
 
@@ -13,6 +13,7 @@ __all__ = [
     "Iteration",
     "JournalFile",
     "JournalRecord",
+    "LoopRegistry",
     "LoopRun",
     "LoopStop",
     "Preference",

@@ -6,7 +6,8 @@ from django.db import models
 from django.db.models import Q
 from django.urls import NoReverseMatch, reverse
 
-from projects.history import Outcome, Run
+from projects.history import Loop, Outcome, Run
+from projects.models.files import Project
 from projects.states import JournalFamily, JournalState, RecordStatus
 
 
@@ -175,8 +176,34 @@ class LoopRun(models.Model):
         """Return it as the reader of histories knows it."""
         return Run(**{name: getattr(self, name) for name in Run.__dataclass_fields__})
 
-    def outcome(self, *, alive: bool) -> Outcome:
+    def outcome(self, *, alive: bool | None) -> Outcome:
         return self.run().outcome(alive=alive)
+
+
+class LoopRegistry(models.Model):
+    """Who of the loops that a project's `.ralph/loops.json` names runs, as the worker of its node saw it last.
+
+    No projection of lines: it is judged by looking at processes, which only that worker does. `loops` are history.Loop
+    as JSON, `problem` what is wrong with the file. Without a row nobody has looked yet.
+    """
+
+    project = models.OneToOneField(Project, on_delete=models.CASCADE, related_name="registry")
+    loops = models.JSONField(default=list, blank=True)
+    problem = models.CharField(max_length=300, blank=True, default="")
+    judged_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name_plural = "loop registries"
+
+    def __str__(self) -> str:
+        return f"loops of {self.project.slug}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("history", args=[self.project.slug])
+
+    def found(self) -> list[Loop]:
+        """Return the loops as the reader of registries knows them."""
+        return [Loop.of(told) for told in self.loops]
 
 
 class Tombstone(models.Model):

@@ -139,7 +139,7 @@ def history(request: HttpRequest, slug: str) -> HttpResponse:
     beside = sessions.beside(row)
     shown = Paginator(sessions.runs_of(row), RUNS_PAGE).get_page(request.GET.get("page"))
     runs = [each.run() for each in shown.object_list]
-    axis = timelines.axis([(run, sessions.is_alive(run, row, beside["living"])) for run in runs], now)
+    axis = timelines.axis([(run, sessions.is_alive(run, row, beside["registered"])) for run in runs], now)
     context: dict[str, Any] = {
         "p": ProjectView(row, [], now),
         "runs": shown,
@@ -148,6 +148,7 @@ def history(request: HttpRequest, slug: str) -> HttpResponse:
         "summary": math.fsum(bar.took_s or 0 for bar in axis.bars),
         "events": sessions.records_of(row),
         **beside,
+        "is_old": beside["registered"].is_old(now),
         "problems": [*beside["problems"], *sessions.odd_history(row, now)],
         "merges": [(merge, timelines.MERGES.get(merge.state, "")) for merge in beside["merges"]],
     }

@@ -10,8 +10,9 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from projects import auditing, history, intake, journal, keeping
+from projects import auditing, history, intake, journal, keeping, registries
 from projects.models import Event, JournalFile, JournalRecord, LoopRun, Tombstone, Turn
+from services import processes
 from tests.projects.test_api import BAD_SLUGS, refused
 
 pytestmark = pytest.mark.django_db
@@ -473,10 +474,54 @@ class TestHistory:
         (folder / "loops.json").write_text(json.dumps({"loops": loops}))
         queued = {"ts": "2026-01-01T00:00:00Z", "loop_id": "a", "event": {"type": "queued"}}
         (folder / "merge-queue.jsonl").write_text(json.dumps(queued) + "\n{\n")
+        looked = timezone.now()
+        registries.sweep(now=looked)
         body = viewer.get("/api/ralph/demo/history").json()
         assert [(loop["id"], loop["state"]) for loop in body["loops"]] == [("a", "running"), ("b", "crashed")]
+        assert datetime.fromisoformat(body["loops_as_of"]) == looked
         assert [(merge["loop"], merge["state"]) for merge in body["merges"]] == [("a", "queued")]
         assert [line["kind"] for line in body["malformed"]] == ["json"]
+
+    def test_who_runs_is_unknown_until_the_worker_of_its_host_has_looked(self, viewer, demo, monkeypatch):
+        for name in ("identify", "verdict", "boot_id", "started_at"):
+            monkeypatch.setattr(processes, name, pytest.fail)
+        folder = Path(demo.path) / ".ralph"
+        folder.mkdir()
+        entry = {"id": "a", "pid": os.getpid(), "started": timezone.now().isoformat()}
+        (folder / "loops.json").write_text(json.dumps([entry, {"id": "none"}]))
+        self.write(demo, "loop_started", 0, {"run": "r", "pid": os.getpid()}, prompt="p")
+        body = viewer.get("/api/ralph/demo/history").json()
+        assert [(loop["id"], loop["state"]) for loop in body["loops"]] == [("a", "unknown"), ("none", "crashed")]
+        assert (body["loops_as_of"], body["runs"][0]["outcome"]) == (None, "unknown")
+        intake.rescan(now=timezone.now())
+        JournalFile.objects.update(node="elsewhere")
+        type(demo).objects.update(node="elsewhere")
+        body = viewer.get("/api/ralph/demo/history").json()
+        assert (body["loops"], body["loops_as_of"], body["runs"][0]["outcome"]) == ([], None, "unknown")
+
+    def test_what_the_worker_saw_is_told_whoever_asks(self, viewer, demo, monkeypatch):
+        folder = Path(demo.path) / ".ralph"
+        folder.mkdir()
+        now = timezone.now()
+        entry = {"id": "a", "pid": os.getpid(), "started": now.isoformat()}
+        (folder / "loops.json").write_text(json.dumps([entry]))
+        for run, pid in (("r", os.getpid()), ("s", 4_000_000)):
+            event = {"ts": now.isoformat(), "type": {"kind": "loop_started", "prompt": "p"}}
+            line = json.dumps({**event, "data": {"run": run, "pid": pid}})
+            with (Path(demo.path) / history.HISTORY).open("a") as stream:
+                stream.write(line + "\n")
+        registries.sweep(now=now)
+        intake.rescan(now=now)
+        for name in ("identify", "verdict", "boot_id", "started_at"):
+            monkeypatch.setattr(processes, name, pytest.fail)
+        outcomes = {"r": "running", "s": "crashed"}
+        body = viewer.get("/api/ralph/demo/history").json()
+        assert {run["key"]: run["outcome"] for run in body["runs"]} == outcomes
+        JournalFile.objects.update(node="elsewhere")
+        type(demo).objects.update(node="elsewhere")
+        there = viewer.get("/api/ralph/demo/history").json()
+        assert {run["key"]: run["outcome"] for run in there["runs"]} == outcomes
+        assert there["loops"] == body["loops"]
 
     def test_what_is_no_file_is_a_problem_and_no_fault(self, viewer, demo):
         folder = Path(demo.path) / ".ralph"

@@ -318,6 +318,11 @@ class TestBeside:
         [loop], problem = self.registry(tmp_path, {"loops": [entry]}, alive)
         assert (loop.id, loop.pid, loop.prompt, loop.worktree, loop.state, problem) == ("a", 7, "p", "w", state, "")
 
+    def test_a_loop_is_the_same_after_it_was_kept_as_json(self, tmp_path):
+        entries = [{"id": "a", "pid": 7, "started": "9999-12-31T23:59:59Z", "prompt": "\0\ud800p"}, {}]
+        loops, _ = self.registry(tmp_path, entries)
+        assert [history.Loop.of(json.loads(json.dumps(loop.told()))) for loop in loops] == loops
+
     @pytest.mark.parametrize(
         "entry", [{"pid": 7, "started": "2026-01-02T03:00:00Z"}, {"pid": "7"}, {"pid": 1}, {"pid": True}, {}]
     )

@@ -9,9 +9,10 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from projects import auditing, history, intake, journal, keeping, ralph, sessions, timelines
+from projects import auditing, history, intake, journal, keeping, ralph, registries, sessions, timelines
 from projects.history import Outcome, Run
-from projects.models import Event, JournalFile, LoopRun, Project, Turn
+from projects.models import Event, JournalFile, LoopRegistry, LoopRun, Project, Turn
+from services import processes
 
 pytestmark = pytest.mark.django_db
 FRAME = 6
@@ -418,13 +419,46 @@ class TestHistory:
         began = datetime(2026, 1, 1, tzinfo=UTC)
         crashed = Run("r", 1, 2, pid=77, started_at=began, last_at=began)
         later = began + timedelta(hours=1)
-        assert not sessions.is_alive(crashed, demo, {77: later})
-        assert sessions.is_alive(crashed, demo, {77: began})
-        assert not sessions.is_alive(crashed, demo, {78: began})
+
+        def is_alive(*loops, as_of=later):
+            found = [history.Loop("x", pid, at, "", "", state) for pid, at, state in loops]
+            return sessions.is_alive(crashed, demo, sessions.Registered(found, "", as_of))
+
+        assert is_alive((77, later, "running")) is False
+        assert is_alive((77, began, "running")) is True
+        assert is_alive((78, began, "running")) is False
+        assert is_alive((77, began, "unknown")) is None
+        assert is_alive((77, began, "unknown"), (77, began, "running")) is True
+        assert is_alive((77, began, "crashed")) is False
+        assert is_alive(as_of=None) is None
         demo.running, demo.pid, demo.loop_started_at = True, 77, later
-        assert not sessions.is_alive(crashed, demo, {})
+        assert is_alive() is False
         demo.loop_started_at = began
-        assert sessions.is_alive(crashed, demo, {})
+        assert is_alive() is True
+        assert is_alive(as_of=None) is True
+
+    def test_who_runs_is_shown_as_of_when_the_worker_looked(self, sign_in, demo, monkeypatch):
+        (Path(demo.path) / ".ralph").mkdir()
+        entry = {"id": "mine", "pid": os.getpid(), "started": timezone.now().isoformat()}
+        (Path(demo.path) / ".ralph/loops.json").write_text(json.dumps([entry]))
+        client = sign_in()
+
+        def loops():
+            text = client.get("/projects/demo/history/").content.decode()
+            return text[text.index('aria-labelledby="loops-title"') - 40 :]
+
+        before = loops()
+        assert "no worker has looked" in before
+        assert "is-stale" in before
+        assert 'data-status="idle"' in before
+        registries.sweep(now=timezone.now())
+        monkeypatch.setattr(processes, "identify", pytest.fail)
+        now = loops()
+        assert "as of" in now
+        assert "is-stale" not in now
+        assert 'data-status="running"' in now
+        LoopRegistry.objects.update(judged_at=timezone.now() - timedelta(seconds=90))
+        assert "is-stale" in loops()
 
     def test_registry_queue_and_what_is_wrong_with_them(self, sign_in, demo):
         folder = Path(demo.path) / ".ralph"
@@ -453,7 +487,7 @@ class TestHistory:
         read()
         assert LoopRun.objects.count() == 120
         client = sign_in()
-        with django_assert_max_num_queries(FRAME + 4):
+        with django_assert_max_num_queries(FRAME + 5):
             text = client.get("/projects/demo/history/").content.decode()
         assert "Page 1 of 3" in text
 
