@@ -17,10 +17,11 @@ from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
-from config import needs, running, sizes
+from config import needs, running
 from kanban.models import Run
 from kanban.pages import needs as work
 from projects import queries as projects
+from projects import sizes
 from projects.models import Event, Preference, Project
 from projects.relay import floor, head, relay
 from projects.states import Role

@@ -113,7 +113,7 @@ class TestSystem:
             assert part in text
 
     def test_what_is_dear_to_tell_is_kept_for_a_minute(self, sign_in, board, monkeypatch):
-        from config import sizes
+        from projects import sizes
 
         monkeypatch.setattr(sizes, "_kept", {})
         client = sign_in()
