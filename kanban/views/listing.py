@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.core.paginator import Page, Paginator
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy
@@ -14,22 +14,22 @@ from kanban.models import Profile, Task
 from kanban.pages import board, cards, filters
 from kanban.pages.filters import Filters
 from kanban.states import Status
-from projects import exports
+from projects import exports, sorting
 from projects.pages import page
+from projects.sorting import By, Order
 
 ROWS = 100
 CHUNK = 1000
-# What a head sorts by: (its word, the fields in rising order, whether a click begins with the greatest).
-SORTS: dict[str, tuple[Any, tuple[str, ...], bool]] = {
-    "title": (gettext_lazy("Task"), ("title",), False),
-    "status": (gettext_lazy("Status"), ("status", "since"), False),
-    "priority": (gettext_lazy("Priority"), ("priority",), True),
-    "assignee": (gettext_lazy("Assignee"), ("assignee",), False),
-    "tenant": (gettext_lazy("Tenant"), ("tenant",), False),
-    "project": (gettext_lazy("Project"), ("project",), False),
-    "failures": (gettext_lazy("Failures"), ("failures",), True),
-    "created": (gettext_lazy("Created"), ("created_at",), True),
-    "active": (gettext_lazy("Last activity"), ("active_at",), True),
+SORTS = {
+    "title": By(gettext_lazy("Task"), ("title",)),
+    "status": By(gettext_lazy("Status"), (sorting.place("status", Status.values), "since")),
+    "priority": By(gettext_lazy("Priority"), ("priority",), begins_high=True),
+    "assignee": By(gettext_lazy("Assignee"), ("assignee",)),
+    "tenant": By(gettext_lazy("Tenant"), ("tenant",)),
+    "project": By(gettext_lazy("Project"), ("project",)),
+    "failures": By(gettext_lazy("Failures"), ("failures",), begins_high=True),
+    "created": By(gettext_lazy("Created"), ("created_at",), begins_high=True),
+    "active": By(gettext_lazy("Last activity"), ("active_at",), begins_high=True),
 }
 COLUMNS = (
     *("id", "title", "status", "priority", "assignee", "tenant", "project", "failures", "block_kind"),
@@ -41,8 +41,8 @@ COLUMNS = (
 def index(request: HttpRequest) -> HttpResponse:
     """The table; filters, order and page stand in the address."""
     wanted, status = _asked(request)
-    sort = request.GET.get("sort", "-active")
-    rows = _sorted(_rows(wanted, status), sort)
+    order = _order(request)
+    rows = order.rows(_rows(wanted, status))
     shown: Page[Any] = Paginator(rows.defer(*cards.HEAVY), ROWS).get_page(request.GET.get("page"))
     now = timezone.now()
     tasks = list(shown.object_list)
@@ -58,7 +58,7 @@ def index(request: HttpRequest) -> HttpResponse:
         "statuses": [(each, board.NAMES[each][0], counted[each].number if each in counted else 0) for each in Status],
         "facets": facets,
         "nobody": filters.NOBODY,
-        "heads": _heads(sort),
+        "order": order,
         "filtered": wanted.narrows or bool(status),
         "profiles": set(Profile.objects.values_list("name", flat=True)) if tasks else set(),
     }
@@ -69,7 +69,7 @@ def index(request: HttpRequest) -> HttpResponse:
 def export(request: HttpRequest) -> StreamingHttpResponse:
     """What the table shows, all pages of it, as CSV."""
     wanted, status = _asked(request)
-    rows = _sorted(_rows(wanted, status), request.GET.get("sort", "-active")).values_list(*COLUMNS)
+    rows = _order(request).rows(_rows(wanted, status)).values_list(*COLUMNS)
     response = StreamingHttpResponse(exports.pieces(_csv(rows)), content_type="text/csv; charset=utf-8")
     response["Content-Disposition"] = 'attachment; filename="andon-tasks.csv"'
     return response
@@ -86,24 +86,10 @@ def _asked(request: HttpRequest) -> tuple[Filters, str]:
     return filters.read(request.GET), status if status in Status.values else ""
 
 
+def _order(request: HttpRequest) -> Order:
+    return Order(SORTS, request.GET.get("sort", ""), default="-active")
+
+
 def _rows(wanted: Filters, status: str) -> QuerySet[Task]:
     rows = Task.objects.filter(wanted.where())
     return rows.filter(status=status) if status else rows.exclude(status=Status.ARCHIVED)
-
-
-def _sorted(rows: QuerySet[Task], sort: str) -> QuerySet[Task]:
-    name = sort.removeprefix("-")
-    if name not in SORTS:
-        return rows.order_by("-active_at", "pk")
-    order = [F(field).desc() if sort.startswith("-") else F(field).asc() for field in SORTS[name][1]]
-    return rows.order_by(*order, "pk")
-
-
-def _heads(sort: str) -> list[dict[str, Any]]:
-    """Return the table's heads: {name, label, sort: what a click asks for, order: ascending, descending or ""}."""
-    heads = []
-    for name, (label, _fields, begins_high) in SORTS.items():
-        order = {name: "ascending", f"-{name}": "descending"}.get(sort, "")
-        first, second = (f"-{name}", name) if begins_high else (name, f"-{name}")
-        heads.append({"name": name, "label": label, "order": order, "sort": second if sort == first else first})
-    return heads

@@ -1,21 +1,26 @@
 """Pages of this app: projects, stories, iterations, costs."""
 
 import os
+from collections.abc import Iterable
 from decimal import Decimal
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from django.conf import settings
 from django.core.paginator import Page, Paginator
-from django.db.models import Q
+from django.db.models import F, Q
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.utils import timezone
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_safe
 
-from projects import costs, disk, exports, queries, streams
+from projects import costs, disk, exports, queries, sorting, streams
 from projects.errors import Missing
 from projects.models import Iteration, Project, Story
 from projects.pages import page
 from projects.queries import ProjectView
+from projects.sorting import By, Order
 from projects.states import ProjectStatus
 from services import logs
 
@@ -27,6 +32,30 @@ PROGRESS_LINES = 40
 LINE_SHOWN = 2000
 STORIES_PAGE = 200
 LOG_TAIL = 128 * 1024
+# By status what needs somebody comes first.
+PROJECT_STATUSES = ("error", "failed", "blocked", "running", "idle", "complete", "missing")
+PROJECT_SORTS = {
+    "name": By(gettext_lazy("Name"), (lambda row: row.slug,)),
+    "status": By(gettext_lazy("Status"), (lambda row: PROJECT_STATUSES.index(queries.status_of(row)),)),
+    "passed": By(gettext_lazy("Share passed"), (lambda row: row.passed / row.total if row.total else None,)),
+    "left": By(gettext_lazy("Stories left"), (lambda row: queries.remaining(row) if row.ralph else None,), True),
+    "active": By(gettext_lazy("Last iteration"), (lambda row: row.last_iteration_at,), begins_high=True),
+}
+STORY_STATES = ("failed", "blocked", "in_progress", "pending", "passed")
+STORY_SORTS = {
+    "position": By(gettext_lazy("File order"), ("position",)),
+    "state": By(gettext_lazy("State"), (sorting.place("state", STORY_STATES), "position")),
+    "key": By(gettext_lazy("Story"), ("key",)),
+    "priority": By(gettext_lazy("Priority"), ("priority", "position")),
+    "retries": By(gettext_lazy("Retries"), ("retries",), begins_high=True),
+}
+ITERATION_SORTS = {
+    "number": By(gettext_lazy("No."), ("number",), begins_high=True),
+    "started": By(gettext_lazy("Started"), ("started_at",), begins_high=True),
+    "story": By(gettext_lazy("Story"), ("story_key", "number")),
+    "took": By(gettext_lazy("Took"), (F("ended_at") - F("started_at"),), begins_high=True),
+    "size": By(gettext_lazy("Log"), ("size",), begins_high=True),
+}
 COST_DAYS = (7, 30, 90, 365)
 COST_DAYS_DEFAULT = 30
 
@@ -41,10 +70,12 @@ def index(request: HttpRequest) -> HttpResponse:
     found = list(rows)
     if wanted["status"] in ProjectStatus.values:
         found = [row for row in found if queries.status_of(row) == wanted["status"]]
-    shown: Page[Any] = Paginator(found, CARDS).get_page(request.GET.get("page"))
+    order = Order(PROJECT_SORTS, request.GET.get("sort", ""), default="name")
+    shown: Page[Any] = Paginator(order.of(found), CARDS).get_page(request.GET.get("page"))
     shown.object_list = queries.views(shown.object_list, timezone.now())
     context = {
         "projects": shown,
+        "order": order,
         "filters": wanted,
         "filtered": any(wanted.values()),
         "statuses": ProjectStatus.values,
@@ -57,13 +88,18 @@ def index(request: HttpRequest) -> HttpResponse:
 def project(request: HttpRequest, slug: str) -> HttpResponse:
     """One project: where its loop is, its stories, its iterations, its log."""
     row = queries.get_project(slug, orders=True)
-    stories = list(row.stories.defer("description", "criteria", "notes"))
+    order = Order(STORY_SORTS, request.GET.get("sort", ""), default="position")
+    stories = list(order.rows(row.stories.defer("description", "criteria", "notes")))
+    shown: Page[Any] = Paginator(stories, STORIES_PAGE).get_page(request.GET.get("page"))
     tail = disk.progress(row, PROGRESS_LINES) if row.ralph else None
     iterations = _with_project(row, list(queries.iterations_of(row)[:ITERATIONS_SHOWN]))
     context = {
         "p": ProjectView(row, stories, timezone.now()),
-        "stories": Paginator(stories, STORIES_PAGE).get_page(request.GET.get("page")),
+        "stories": shown,
+        "groups": _grouped(shown.object_list, order),
+        "order": order,
         "iterations": iterations,
+        "heads": _iteration_order("").heads,
         "longest_s": max((iteration.duration_s or 0 for iteration in iterations), default=0),
         "spent": costs.bill(row, iterations),
         "dearest": max((added for added in map(_spent, iterations) if added and added.cost), key=_cost, default=None),
@@ -105,12 +141,18 @@ def story(request: HttpRequest, slug: str, key: str) -> HttpResponse:
 
 @require_safe
 def iterations(request: HttpRequest, slug: str) -> HttpResponse:
-    """All iterations, newest first."""
+    """All iterations, the newest first if nothing else is asked for."""
     row = queries.get_project(slug)
-    shown = Paginator(queries.iterations_of(row), ITERATIONS_PAGE).get_page(request.GET.get("page"))
+    order = _iteration_order(request.GET.get("sort", ""))
+    shown = Paginator(order.rows(queries.iterations_of(row)), ITERATIONS_PAGE).get_page(request.GET.get("page"))
     shown.object_list = _with_project(row, list(shown.object_list))
     costs.bill(row, shown.object_list)
-    context = {"p": ProjectView(row, [], timezone.now()), "iterations": shown}
+    context = {
+        "p": ProjectView(row, [], timezone.now()),
+        "iterations": shown,
+        "order": order,
+        "heads": order.heads,
+    }
     return page(request, "projects/iterations.html", context, {"iteration-list": "projects/_iteration_list.html"})
 
 
@@ -213,6 +255,17 @@ def _progress(tail: disk.Tail) -> dict[str, Any]:
 def _shortened(line: str) -> str:
     """Return a line as far as a page shows it; the file has the rest."""
     return line if len(line) <= LINE_SHOWN else f"{line[:LINE_SHOWN]} …"
+
+
+def _iteration_order(asked: str) -> Order:
+    return Order(ITERATION_SORTS, asked, default="-number")
+
+
+def _grouped(stories: Iterable[Story], order: Order) -> list[tuple[str, list[Story]]]:
+    """Return stories under the heads of their groups: only the file has those of one group together."""
+    if order.name != "position":
+        return [("", list(stories))]
+    return [(group, list(rows)) for group, rows in groupby(stories, key=attrgetter("group"))]
 
 
 def _with_project(project: Project, rows: list[Iteration]) -> list[Iteration]:

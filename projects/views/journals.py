@@ -5,10 +5,11 @@ from typing import Any
 
 from django.contrib import messages
 from django.core.paginator import Paginator
+from django.db.models import F
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_http_methods, require_safe
 
 from projects import access, auditing, keeping, queries, sessions, timelines
@@ -16,6 +17,7 @@ from projects.errors import DomainError, Missing
 from projects.journal import is_session_id
 from projects.pages import page
 from projects.queries import ProjectView
+from projects.sorting import By, Order
 from projects.states import Role
 
 SESSIONS_PAGE = 50
@@ -23,14 +25,27 @@ TURNS_PAGE = 25
 FINDINGS_PAGE = 100
 RUNS_PAGE = 50
 FINDINGS_ON_TOP = 20
+SESSION_SORTS = {
+    "name": By(gettext_lazy("Session"), ("name",)),
+    "turns": By(gettext_lazy("Turns"), ("turns_total",), begins_high=True),
+    "findings": By(
+        gettext_lazy("Findings"), (F("pending") + F("collisions") + F("malformed"), "written_at"), begins_high=True
+    ),
+    "written": By(gettext_lazy("Written"), ("written_at",), begins_high=True),
+}
+FINDING_SORTS = {
+    "finding": By(gettext_lazy("Finding"), (lambda row: timelines.rank(row["kind"]),)),
+    "session": By(gettext_lazy("Session"), (lambda row: row["session_id"] or None,)),
+}
 
 
 @require_safe
 def index(request: HttpRequest) -> HttpResponse:
-    """All sessions, the one written to last first; the filter stands in the address."""
+    """All sessions, the one written to last first; filter and order stand in the address."""
     text = request.GET.get("q", "").strip()[:128]
-    shown = Paginator(sessions.sessions(text), SESSIONS_PAGE).get_page(request.GET.get("page"))
-    context = {"sessions": shown, "q": text, "roots": sessions.roots()}
+    order = Order(SESSION_SORTS, request.GET.get("sort", ""), default="-written")
+    shown = Paginator(order.rows(sessions.sessions(text)), SESSIONS_PAGE).get_page(request.GET.get("page"))
+    context = {"sessions": shown, "q": text, "order": order, "roots": sessions.roots()}
     return page(request, "projects/sessions.html", context, {"session-list": "projects/_sessions.html"})
 
 
@@ -89,8 +104,11 @@ def audit(request: HttpRequest) -> HttpResponse:
     kind = request.GET.get("kind", "")
     found = auditing.audit(now, kind)
     wanted = found.counts.get(kind, 0) if kind else found.total
+    order = Order(FINDING_SORTS, request.GET.get("sort", ""), default="finding")
+    rows = order.of(timelines.findings(found.findings))
     context = {
-        "findings": Paginator(timelines.findings(found.findings), FINDINGS_PAGE).get_page(request.GET.get("page")),
+        "findings": Paginator(rows, FINDINGS_PAGE).get_page(request.GET.get("page")),
+        "order": order,
         "kinds": [(each, word, found.counts.get(each, 0)) for each, word in timelines.KINDS.items()],
         "kind": kind,
         "total": wanted,
@@ -111,12 +129,17 @@ def recover(request: HttpRequest) -> HttpResponse:
         except DomainError as refusal:
             messages.error(request, refusal.detail)
             return HttpResponseRedirect("/audit/")
-        told = ngettext("%d turn is called interrupted.", "%d turns are called interrupted.", done["added"])
-        messages.success(request, told % done["added"])
+        if done["added"]:
+            told = ngettext("%d turn is called interrupted.", "%d turns are called interrupted.", done["added"])
+            messages.success(request, told % done["added"])
+        elif not done["failed"]:
+            messages.info(request, _("Nothing was to be recovered."))
         for session_id, why in done["failed"].items():
             messages.error(request, _("%(session)s: %(why)s") % {"session": session_id, "why": why})
         return HttpResponseRedirect("/audit/")
     preview = _preview(request)
+    if not preview["added"]:
+        return page(request, "confirm.html", _nothing_to_recover(preview))
     count = ngettext("%d turn", "%d turns", preview["added"]) % preview["added"]
     context = {
         "title": _("Recover %s?") % count,
@@ -162,6 +185,16 @@ def _preview(request: HttpRequest) -> dict[str, Any]:
         return keeping.recover(by=access.actor(request), now=timezone.now(), dry_run=True, only=only)
     except DomainError as refusal:
         return {"added": 0, "by_session": {}, "failed": {"": refusal.detail}}
+
+
+def _nothing_to_recover(preview: dict[str, Any]) -> dict[str, Any]:
+    why = [f"{session_id}: {why}" if session_id else why for session_id, why in preview["failed"].items()]
+    return {
+        "title": _("What can be recovered cannot be told") if why else _("There is nothing to recover"),
+        "body": "\n".join(why)
+        or _("Every turn has an end, is being worked on, or was heard of less than 30 seconds ago."),
+        "back": "/audit/",
+    }
 
 
 def _legal(session_id: str) -> str:

@@ -10,22 +10,37 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_safe
 
-from projects import access
+from projects import access, sorting
 from projects.errors import Missing
 from projects.pages import page
+from projects.sorting import By, Order
 from projects.states import Role
 from services import pages, specs, unclaimed
 from services.states import Purpose, Status
 
 ROWS = 100
 PURPOSES = (*Purpose.values, "all")
+# By status what needs somebody comes first.
+STATUSES = (
+    *(Status.CRASH_LOOP, Status.FAILED, Status.LOST, Status.UNHEALTHY, Status.BACKOFF, Status.RESTARTING),
+    *(Status.STARTING, Status.STOPPING, Status.RUNNING, Status.HEALTHY, Status.EXPIRED, Status.EXITED),
+)
+SORTS = {
+    "project": By(gettext_lazy("Project"), ("project", "name")),
+    "name": By(gettext_lazy("Name"), ("name", "project")),
+    "status": By(gettext_lazy("Status"), (sorting.place("status", STATUSES), "since")),
+    "started": By(gettext_lazy("Started"), ("started_at",), begins_high=True),
+    "expires": By(gettext_lazy("Expires"), ("expires_at",)),
+    "restarts": By(gettext_lazy("Restarts"), ("restarts",), begins_high=True),
+}
 
 
 @require_safe
 def index(request: HttpRequest) -> HttpResponse:
-    """All services by project; the filters stand in the address."""
+    """All services, by project if nothing else is asked for; filters and order stand in the address."""
     asked = {name: request.GET.get(name, "").strip()[:80] for name in ("q", "status", "project", "purpose")}
     if request.htmx.target == "project-services":  # type: ignore[attr-defined]
         return page(
@@ -37,14 +52,13 @@ def index(request: HttpRequest) -> HttpResponse:
     rows = pages.found(purpose=purpose, project=asked["project"], status=status, text=asked["q"])
     counted = pages.tally(purpose)
     in_scope = [counted[asked["project"]]] if asked["project"] in counted else counted.values()
-    shown: Page[Any] = Paginator(rows, ROWS).get_page(request.GET.get("page"))
+    order = Order(SORTS, request.GET.get("sort", ""), default="project")
+    shown: Page[Any] = Paginator(order.rows(rows), ROWS).get_page(request.GET.get("page"))
     listed = pages.listed(shown.object_list, now)
     context = {
         "page": shown,
-        "groups": [
-            {"project": project, "rows": list(each)}
-            for project, each in groupby(listed, lambda item: item["row"].project)
-        ],
+        "order": order,
+        "groups": _grouped(listed, order),
         "filters": {**asked, "purpose": purpose, "status": status},
         "filtered": bool(asked["q"] or status or asked["project"] or purpose != Purpose.SERVICE),
         "slugs": sorted(counted),
@@ -56,6 +70,14 @@ def index(request: HttpRequest) -> HttpResponse:
     }
     fragments = {"services": "services/_list.html", "unclaimed": "services/_unclaimed.html"}
     return page(request, "services/list.html", context, fragments)
+
+
+def _grouped(listed: list[dict[str, Any]], order: Order) -> list[dict[str, Any]]:
+    """Return rows under the heads of their projects; without any where another order has them mixed."""
+    if order.name != "project":
+        return [{"project": "", "rows": listed}] if listed else []
+    groups = groupby(listed, lambda item: item["row"].project)
+    return [{"project": project, "rows": list(rows)} for project, rows in groups]
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
