@@ -3,16 +3,17 @@
 import os
 import warnings
 
-from django.core.asgi import get_asgi_application
+import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-django_application = get_asgi_application()
+django.setup(set_prefix=False)
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402 (needs the apps above)
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.urls import path, re_path  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
+from config.answering import Handler  # noqa: E402
 from config.plugins import PluginPrefix  # noqa: E402
 from kanban.consumers import BoardConsumer  # noqa: E402
 from projects.consumers import EventsConsumer, RefusingConsumer  # noqa: E402
@@ -26,7 +27,7 @@ relay.checks = (lambda: sweeps.find_silent(now=timezone.now()),)
 application = PluginPrefix(
     ProtocolTypeRouter(
         {
-            "http": django_application,
+            "http": Handler(),
             "websocket": AuthMiddlewareStack(
                 URLRouter(
                     [
