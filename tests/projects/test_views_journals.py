@@ -12,6 +12,7 @@ from django.utils import timezone
 from projects import auditing, history, intake, journal, keeping, ralph, registries, sessions, timelines
 from projects.history import Outcome, Run
 from projects.models import Event, JournalFile, LoopRegistry, LoopRun, Project, Turn
+from projects.views import journals
 from services import processes
 
 pytestmark = pytest.mark.django_db
@@ -82,7 +83,58 @@ class TestSessions:
         assert "not a regular file" in text
         assert "What is shown was read before" in sign_in().get("/sessions/a/").content.decode()
 
-    @pytest.mark.parametrize("path", ["/sessions/", "/sessions/s-1/", "/audit/"])
+    @pytest.fixture
+    def several(self, append, root):
+        append("completed", session="a")
+        append(session="b")
+        append("completed", session="c")
+        append("interrupted", session="c")
+        append("completed", turn="t2", session="c")
+        with journal.path_of(root, "c").open("ab") as stream:
+            stream.write(b"{\n")
+        for place, name in enumerate("bca"):
+            os.utime(journal.path_of(root, name), (1e9 + place, 1e9 + place))
+        read()
+
+    @pytest.mark.parametrize(
+        ("sort", "names"),
+        [
+            ("name", "abc"),
+            ("-name", "cba"),
+            ("-turns", "cab"),
+            ("turns", "abc"),
+            ("-findings", "cba"),
+            ("written", "bca"),
+            *((sort, "acb") for sort in ("", "-", "--name", "nonsense", "root", "-turns__folded", "%27")),
+        ],
+    )
+    def test_has_the_order_that_is_asked_for(self, sign_in, several, sort, names):
+        shown = sign_in().get(f"/sessions/?sort={sort}").context["sessions"]
+        assert "".join(row.name for row in shown) == names
+
+    def test_filter_order_and_page_keep_each_other(self, sign_in, append, monkeypatch):
+        for number in range(5):
+            append(session=f"s-{number}")
+        append(session="other")
+        read()
+        monkeypatch.setattr(journals, "SESSIONS_PAGE", 2)
+        client = sign_in()
+        pages = [client.get(f"/sessions/?q=s-&sort=-turns&page={number}") for number in (1, 2, 3)]
+        assert sorted(row.name for each in pages for row in each.context["sessions"]) == [f"s-{at}" for at in range(5)]
+        text = pages[1].content.decode()
+        for part in (
+            'data-live-url="/sessions/?q=s-&amp;sort=-turns&amp;page=2"',
+            'href="?q=s-&amp;sort=-turns&amp;page=3"',
+            'aria-sort="descending"><a class="sort" href="?q=s-&amp;sort=turns">',
+            'href="?q=s-&amp;sort=name">',
+            '<option value="-turns" selected>',
+            'href="/sessions/?sort=-turns">Clear',
+        ):
+            assert part in text, part
+
+    @pytest.mark.parametrize(
+        "path", ["/sessions/", "/sessions/?sort=-findings", "/sessions/s-1/", "/audit/", "/audit/?sort=session"]
+    )
     def test_costs_the_same_however_much_there_is(self, sign_in, append, path, django_assert_max_num_queries):
         for number in range(30):
             append(session=f"s-{number}")
@@ -250,6 +302,67 @@ class TestAudit:
         assert "are listed" not in text
         assert text.count("data-row") == 1
 
+    @pytest.mark.parametrize(
+        ("sort", "found"),
+        [
+            ("finding", "b:malformed_event a:pending_turn c:pending_turn c:interrupted_turn"),
+            ("-finding", "c:interrupted_turn a:pending_turn c:pending_turn b:malformed_event"),
+            ("session", "a:pending_turn b:malformed_event c:pending_turn c:interrupted_turn"),
+            ("-session", "c:pending_turn c:interrupted_turn b:malformed_event a:pending_turn"),
+            *(
+                (sort, "b:malformed_event a:pending_turn c:pending_turn c:interrupted_turn")
+                for sort in ("", "-", "--session", "detail", "%3Cscript%3E")
+            ),
+        ],
+    )
+    def test_has_the_order_that_is_asked_for(self, sign_in, append, root, sort, found):
+        append(session="a")
+        append(session="c")
+        append(turn="t2", session="c")
+        append("interrupted", turn="t2", session="c")
+        append(session="b")
+        append("completed", session="b")
+        with journal.path_of(root, "b").open("ab") as stream:
+            stream.write(b"{\n")
+        shown = sign_in().get(f"/audit/?sort={sort}").context["findings"]
+        assert " ".join(f"{row['session_id']}:{row['kind']}" for row in shown) == found
+
+    def test_filter_order_and_page_keep_each_other(self, sign_in, append, monkeypatch):
+        for number in range(5):
+            append(session=f"s-{number}")
+        monkeypatch.setattr(journals, "FINDINGS_PAGE", 2)
+        client = sign_in()
+        pages = [client.get(f"/audit/?kind=pending_turn&sort=-session&page={number}") for number in (1, 2, 3)]
+        shown = [row["session_id"] for each in pages for row in each.context["findings"]]
+        assert shown == [f"s-{number}" for number in (4, 3, 2, 1, 0)]
+        text = pages[1].content.decode()
+        for part in (
+            'data-live-url="/audit/?kind=pending_turn&amp;sort=-session&amp;page=2"',
+            'href="?kind=pending_turn&amp;sort=-session&amp;page=3"',
+            'aria-sort="descending"><a class="sort" href="?kind=pending_turn&amp;sort=session">',
+            '<option value="-session" selected>',
+            'href="/audit/?sort=-session">Clear',
+        ):
+            assert part in text, part
+
+    def test_with_nothing_to_recover_nothing_is_offered(self, sign_in, append, root):
+        append()
+        append("completed")
+        age(root)
+        read()
+        client = sign_in()
+        assert "/audit/recover/" not in client.get("/audit/").content.decode()
+        text = client.get("/audit/recover/").content.decode()
+        assert "There is nothing to recover" in text
+        sheet = text[text.index('id="confirm"') :].partition("</section>")[0]
+        assert "<button" not in sheet
+        assert ">Back</a>" in sheet
+        before = Event.objects.count()
+        answer = client.post("/audit/recover/", follow=True)
+        assert answer.redirect_chain == [("/audit/", 302)]
+        assert "Nothing was to be recovered." in answer.content.decode()
+        assert Event.objects.count() == before
+
     def test_previews_and_recovers(self, sign_in, append, root):
         append(created_at=1e9)
         age(root)
@@ -292,7 +405,10 @@ class TestAudit:
             raise keeping.unavailable(OSError(5, "Input/output error"))
 
         monkeypatch.setattr(keeping, "recover", fail)
-        assert "input/output error" in sign_in().get("/audit/").content.decode()
+        for path in ("/audit/", "/audit/recover/"):
+            text = sign_in().get(path).content.decode()
+            assert "input/output error" in text
+            assert "There is nothing to recover" not in text
 
 
 class TestHome:

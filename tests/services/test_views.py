@@ -131,6 +131,78 @@ class TestList:
         assert "s100" not in text_of(answer)
         assert "s129" in text_of(client.get("/services/?page=2"))
 
+    @pytest.fixture
+    def several(self, demo, imported):
+        other, now = imported("other"), timezone.now()
+        healthy(demo, "b")
+        failed(demo, "d")
+        healthy(other, "a", ttl_minutes=30)
+        healthy(other, "c", ttl_minutes=3)
+        for name, minutes, restarts in (("b", 4, 0), ("d", 1, 3), ("a", 3, 1)):
+            row = ManagedProcess.objects.filter(name=name)
+            row.update(started_at=now - timedelta(minutes=minutes), restarts=restarts)
+        ManagedProcess.objects.filter(name="c").update(started_at=None)
+
+    @pytest.mark.parametrize(
+        ("sort", "names"),
+        [
+            ("project", "bdac"),
+            ("-project", "cadb"),
+            ("name", "abcd"),
+            ("-name", "dcba"),
+            ("status", "dbac"),
+            ("-status", "cabd"),
+            ("started", "badc"),
+            ("-started", "dabc"),
+            ("expires", "cabd"),
+            ("-expires", "bacd"),
+            ("-restarts", "dabc"),
+            *((sort, "bdac") for sort in ("", "-", "--name", "nonsense", "env", "-owner_wi", "%22%3E%3Cscript%3E")),
+        ],
+    )
+    def test_has_the_order_that_is_asked_for(self, sign_in, several, sort, names):
+        answer = sign_in().get(f"/services/?sort={sort}")
+        groups = answer.context["groups"]
+        assert "".join(item["row"].name for group in groups for item in group["rows"]) == names
+        # By project there is a head for each; in another order each row says of which project it is.
+        of_projects = {"bdac": ["demo", "other"], "cadb": ["other", "demo"]}
+        assert [group["project"] for group in groups] == of_projects.get(names, [""])
+        heads = 1 if names in of_projects else 2
+        assert (
+            text_of(answer).count('href="/projects/demo/"') == text_of(answer).count('href="/projects/other/"') == heads
+        )
+        assert "><script>" not in text_of(answer)
+
+    def test_filter_order_and_page_keep_each_other(self, sign_in, several, monkeypatch):
+        monkeypatch.setattr("services.views.listing.ROWS", 1)
+        client = sign_in()
+        pages = [client.get(f"/services/?status=healthy&sort=-name&page={number}") for number in (1, 2, 3)]
+        assert "".join(each.context["groups"][0]["rows"][0]["row"].name for each in pages) == "cba"
+        text = text_of(fragment(client, "/services/?status=healthy&sort=-name&page=2", "services"))
+        for part in (
+            'data-live-url="/services/?status=healthy&amp;sort=-name&amp;page=2"',
+            'href="?status=healthy&amp;sort=-name&amp;page=3"',
+            'aria-sort="descending"><a class="sort" href="?status=healthy&amp;sort=name">',
+            'href="?status=healthy&amp;sort=-restarts">',
+            'href="?status=failed&amp;sort=-name"',
+        ):
+            assert part in text, part
+        assert text.count("aria-sort=") == 1
+        form = text_of(client.get("/services/?status=healthy&sort=-name"))
+        assert '<option value="-name" selected>Name ↓</option>' in form
+        assert 'href="/services/?sort=-name">Clear' in form
+
+    @pytest.mark.parametrize("sort", ["status", "-started", "-restarts"])
+    def test_rows_that_are_alike_are_each_on_one_page(self, sign_in, demo, monkeypatch, sort):
+        for number in range(6):
+            declared(demo, f"s{number}")
+        ManagedProcess.objects.update(since=timezone.now())
+        monkeypatch.setattr("services.views.listing.ROWS", 2)
+        client = sign_in()
+        pages = [client.get(f"/services/?sort={sort}&page={number}").context["groups"] for number in (1, 2, 3)]
+        shown = [item["row"].name for groups in pages for item in groups[0]["rows"]]
+        assert shown == [f"s{number}" for number in range(6)]
+
     @pytest.mark.parametrize("query", ["q=" + "x" * 900, "page=x", "page=-1", "project=%22%3E%3Cscript%3E", "purpose="])
     def test_nonsense_is_no_error(self, sign_in, demo, query):
         healthy(demo)
