@@ -134,6 +134,7 @@ def story(request: HttpRequest, slug: str, key: str) -> HttpResponse:
         "story": found,
         "depends_on": _dependencies(found, stories),
         "iterations": iterations,
+        "heads": _iteration_order("").heads,
         "events": queries.events_of_subject(f"story:{slug}/{key}"),
     }
     return page(request, "projects/story.html", context, {"story": "projects/_story.html"})

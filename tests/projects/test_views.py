@@ -311,8 +311,11 @@ class TestSorting:
             assert part in text, part
         assert text.count("aria-sort=") == 1
 
-    def test_the_last_iterations_on_the_projects_page_are_the_last(self, sign_in, runs):
-        text = sign_in().get("/projects/demo/?sort=key").content.decode()
-        panel = text[text.index('id="iterations"') :]
+    @pytest.mark.parametrize("path", ["/projects/demo/", "/projects/demo/stories/US-001/"])
+    def test_the_last_iterations_are_the_last_whatever_else_is_sorted(self, sign_in, runs, path):
+        Iteration.objects.update(story_key="US-001")
+        text = sign_in().get(f"{path}?sort=number").content.decode()
+        panel = text[text.rindex("<table", 0, text.index('id="it4"')) :]
+        assert '<th scope="col" class="num">Took</th>' in panel
         assert 'class="sort"' not in panel
         assert panel.index('id="it4"') < panel.index('id="it1"')
