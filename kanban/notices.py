@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from django.conf import settings
 from django.core.mail import EmailMessage, get_connection
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.views.decorators.debug import sensitive_variables
@@ -209,7 +209,11 @@ def _moment(text: str) -> str:
 
 def prune(*, now: datetime) -> int:
     """Delete deliveries that arrived over 30 days ago, and those given up over 90 days ago, in batches."""
-    old = Q(status=DeliveryStatus.DELIVERED, created_at__lt=now - KEPT)
-    given_up = Q(status=DeliveryStatus.DEAD, created_at__lt=now - DEAD_KEPT)
-    keys = list(Delivery.objects.filter(old | given_up).order_by().values_list("pk", flat=True)[:MOST_PRUNED])
+    keys = list(old(now).order_by().values_list("pk", flat=True)[:MOST_PRUNED])
     return Delivery.objects.filter(pk__in=keys).delete()[0] if keys else 0
+
+
+def old(now: datetime) -> QuerySet[Delivery]:
+    """Return the deliveries that `prune` deletes."""
+    arrived = Q(status=DeliveryStatus.DELIVERED, created_at__lt=now - KEPT)
+    return Delivery.objects.filter(arrived | Q(status=DeliveryStatus.DEAD, created_at__lt=now - DEAD_KEPT))

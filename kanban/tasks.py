@@ -38,12 +38,12 @@ def prune_events() -> int:
 
 @every(seconds=60)
 def prune_logs() -> int:
-    return retention.prune_logs(now=timezone.now())
+    return len(retention.prune_logs(now=timezone.now()).gone)
 
 
 @every(seconds=60)
 def prune_workspaces() -> int:
-    return len(retention.prune_workspaces(now=timezone.now()))
+    return len(retention.prune_workspaces(now=timezone.now()).gone)
 
 
 # The worker runs what commits enqueue.

@@ -4,6 +4,7 @@ import logging
 from datetime import datetime, timedelta
 
 from django.conf import settings
+from django.db.models import Exists, Q, Subquery
 from django.utils import timezone
 
 from projects import history, importer, intake, jobs, queries, registries
@@ -100,6 +101,14 @@ def prune_events(*, now: datetime) -> int:
         EventFloor.objects.filter(id=1, pruned_through__lt=through).update(pruned_through=through)
         deleted, _ = Event.objects.filter(id__lte=through).delete()
     return deleted
+
+
+def is_old(now: datetime) -> Q:
+    """Return the condition on the events that `prune_events` deletes, batch after batch."""
+    rows = Event.objects.order_by("id").values("id")
+    newest = Event.objects.order_by("-id").values("id")[:1]
+    first_kept = rows.filter(at__gt=now - EVENTS_KEPT, id__gt=Subquery(newest) - EVENTS_AT_MOST)[:1]
+    return Q(id__lt=Subquery(first_kept)) | Q(~Exists(first_kept))
 
 
 def _import(path: str, now: datetime) -> bool:

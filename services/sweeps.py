@@ -13,12 +13,12 @@ from typing import Any
 import orjson
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from projects import importer, jobs
 from projects.errors import Conflict
-from projects.events import SWEEP
+from projects.events import SWEEP, By
 from projects.models import Project
 from services import lifecycle, logs
 from services.logs import rotation
@@ -135,19 +135,36 @@ def _removed(supervisor: Supervisor, slugs: Iterable[str], now: datetime) -> set
     if now - supervisor.born_at < LOOKED_AFTER:
         return set()
     wanted = {slug for slug in slugs if slug}
-    here = Project.objects.filter(Q(missing_since=None) | Q(missing_since__gt=now - REMOVED_AFTER), slug__in=wanted)
-    return wanted - set(here.values_list("slug", flat=True))
+    return wanted - set(_there(now).filter(slug__in=wanted).values_list("slug", flat=True))
+
+
+def _there(now: datetime) -> QuerySet[Project]:
+    return Project.objects.filter(Q(missing_since=None) | Q(missing_since__gt=now - REMOVED_AFTER))
+
+
+def forgettable(now: datetime) -> QuerySet[ManagedProcess]:
+    """Return what has ended in projects that were removed: each host's worker forgets its own."""
+    over = ManagedProcess.objects.exclude(status__in=sorted(LIVE)).exclude(project="")
+    return over.filter(~Exists(_there(now).filter(slug=OuterRef("project"))))
 
 
 def remove_logs(supervisor: Supervisor, *, now: datetime) -> int:
     """Forget what ended in removed projects, and remove logs that no row names any more. Returns files removed."""
+    forget_removed(supervisor, by=SWEEP, now=now)
+    return remove_unnamed(now=now)
+
+
+def forget_removed(supervisor: Supervisor, *, by: By, now: datetime) -> int:
+    """Forget what ended on this node in projects that were removed. Returns how many."""
     ended = ManagedProcess.objects.filter(node=supervisor.node).exclude(status__in=sorted(LIVE))
     removed = _removed(supervisor, ended.order_by().values_list("project", flat=True).distinct(), now)
-    for row in ended.filter(project__in=removed):
-        _each(partial(lifecycle.erase, row, by=SWEEP, now=now), row)
-    known = {f"{pk}-{name}.log" for pk, name in ManagedProcess.objects.values_list("pk", "name")}
+    return sum(_each(partial(lifecycle.erase, row, by=by, now=now), row) for row in ended.filter(project__in=removed))
+
+
+def remove_unnamed(*, now: datetime) -> int:
+    """Remove the logs on this host that no row names any more. Returns how many."""
     found = 0
-    for name in _old_logs(before=now.timestamp() - UNNAMED_FOR_S) - known:
+    for name in unnamed_logs(now):
         try:
             logs.remove(LOG_FOLDER, name)
         except OSError as error:
@@ -155,6 +172,13 @@ def remove_logs(supervisor: Supervisor, *, now: datetime) -> int:
         else:
             found += 1
     return found
+
+
+def unnamed_logs(now: datetime) -> set[str]:
+    """Return the names of logs on this host that no row names any more, and nobody has written to for a minute."""
+    if not (old := _old_logs(before=now.timestamp() - UNNAMED_FOR_S)):
+        return set()
+    return old - {f"{pk}-{name}.log" for pk, name in ManagedProcess.objects.values_list("pk", "name")}
 
 
 def _old_logs(*, before: float) -> set[str]:

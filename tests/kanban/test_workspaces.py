@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanban import workspaces
-from kanban.workspaces import FOLDER, MARKER, CannotMake, artefacts, make, remove
+from kanban.workspaces import (
+    FOLDER,
+    MARKER,
+    CannotMake,
+    artefacts,
+    aside,
+    clear,
+    is_ours,
+    keep,
+    make,
+    removing,
+    set_aside,
+)
 from projects import git
 
 pytestmark = pytest.mark.pure
@@ -64,7 +75,14 @@ def worktree(home, root, repository):
 
 @pytest.fixture
 def removed(home, tmp_path):
-    return lambda *kept, task_id=TASK: remove(task_id, home=home, kept=kept, keep_to=tmp_path / "kept")
+    def remove(*kept, task_id=TASK):
+        keep(task_id, home=home, kept=kept, to=tmp_path / "kept")
+        is_gone = set_aside(task_id, home=home)
+        for name in aside(home=home):
+            clear(name, home=home)
+        return is_gone
+
+    return remove
 
 
 def mode(path):
@@ -428,7 +446,7 @@ class TestRemove:
         assert mode(kept / "docs/report.md") == 0o600
 
     def test_what_it_does_not_keep(self, scratch, removed, tmp_path, monkeypatch):
-        monkeypatch.setattr(workspaces, "ARTEFACT_BYTES", 10)
+        monkeypatch.setattr(removing, "ARTEFACT_BYTES", 10)
         place = scratch()
         (tmp_path / "secret").write_text("s")
         (place / "link").symlink_to(tmp_path / "secret")
@@ -528,10 +546,11 @@ class TestRemove:
         monkeypatch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
             removed("report.md")
+        assert is_ours(TASK, home=place.parent.parent)
         assert (place / "report.md").read_text() == "good"
         assert list((tmp_path / "kept").iterdir()) == []
 
-    def test_crash_in_the_middle_leaves_it_ours(self, scratch, removed, monkeypatch):
+    def test_crash_in_the_middle_leaves_it_ours(self, scratch, removed, home, monkeypatch):
         place = scratch()
         for name in "abc":
             (place / name).mkdir()
@@ -547,8 +566,44 @@ class TestRemove:
         monkeypatch.setattr(os, "rmdir", fails_once)
         with pytest.raises(OSError, match="busy"):
             removed()
-        assert (place / MARKER).read_text() == TASK
-        assert removed() is True
+        [left] = aside(home=home)
+        assert (place.parent / left / MARKER).read_text() == TASK
+        # It is out of its task's reach already: whoever works on it now has another.
+        (scratch() / "new").write_text("x")
+        assert set_aside("t_00000000", home=home) is False
+        clear(left, home=home)
+        assert aside(home=home) == []
+        assert (place / "new").read_text() == "x"
+
+    def test_crash_behind_the_marker_leaves_nothing_for_ever(self, scratch, home):
+        place = scratch()
+        set_aside(TASK, home=home)
+        [name] = aside(home=home)
+        (place.parent / name / MARKER).unlink()
+        clear(name, home=home)
+        assert list(place.parent.iterdir()) == []
+
+    def test_what_is_only_named_as_if_it_was_set_aside(self, scratch, home):
+        folder = scratch().parent / f".{TASK}.{'0' * 32}"
+        folder.mkdir()
+        (folder / "precious").write_text("x")
+        for mark in (None, "t_00000000"):
+            if mark:
+                (folder / MARKER).write_text(mark)
+            with pytest.raises(OSError, match="not empty"):
+                clear(folder.name, home=home)
+        assert (folder / "precious").read_text() == "x"
+
+    @pytest.mark.parametrize("name", ["", ".", "..", TASK, f".{TASK}.0", f"../.{TASK}.{'0' * 32}", f".a/b.{'0' * 32}"])
+    def test_nothing_else_is_cleared(self, scratch, home, name):
+        scratch()
+        with pytest.raises(ValueError, match="not set aside"):
+            clear(name, home=home)
+        assert is_ours(TASK, home=home)
+
+    def test_without_a_root(self, tmp_path):
+        assert aside(home=tmp_path / "nowhere") == []
+        assert not is_ours(TASK, home=tmp_path / "nowhere")
 
 
 class TestArtefacts:

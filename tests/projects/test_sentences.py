@@ -71,9 +71,9 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
         ("cleanup.completed", "cleanup:box", {"events": "?"}, "box is cleaned up: nothing was to go"),
         (
             "cleanup.completed",
-            "cleanup:box",
-            {"workspaces": 1, "processes": 2, "logs": 3, "events": 4, "task_events": 5, "deliveries": 6, "bytes": 2048},
-            "box is cleaned up: 1 workspace, 2 processes that had ended, 3 logs, 9 events, 6 deliveries; 2.0\xa0KB of files",
+            "cleanup:b",
+            {"workspaces": 1, "processes": 2, "logs": 1, "events": 4, "task_events": 5, "deliveries": 1, "bytes": 2048},
+            "b is cleaned up: 1 workspace, 2 processes that had ended, 1 log, 9 events, 1 delivery; 2.0\xa0KB of files",
         ),
         (
             "cleanup.completed",
