@@ -14,6 +14,7 @@ from ninja.utils import check_csrf
 
 from config.door import SAFE_METHODS, beside
 from kanban.api import router as kanban_router
+from kanban.api import system_router
 from projects.access import need
 from projects.api import events_router, me_router
 from projects.api import router as ralph_router
@@ -112,3 +113,4 @@ api.add_router("/events", events_router)
 api.add_router("/me", me_router)
 api.add_router("/managed-processes", processes_router)
 api.add_router("/kanban", kanban_router)
+api.add_router("/system", system_router)

@@ -138,7 +138,7 @@ PAGES: list[tuple[str, Any, Any]] = [
     ("/audit/", _("Audit"), _("What is odd in the sessions' files and what to do; turns that can be recovered.")),
     ("/costs/", _("Costs"), _("What was spent by day, project, story and model; what is unknown is never 0.")),
     ("/events/", _("Events"), _("Everything that happened, newest first, with who did it.")),
-    ("/system/", _("System"), _("The workers and what they run, the database, the disk, the versions.")),
+    ("/system/", _("System"), _("The workers and what they run, what is kept for how long, the database, the disk.")),
     ("/settings/", _("Settings"), _("Theme, density, time zone, shortcuts, password; for administrators tokens.")),
     (
         "/settings/notices/",

@@ -2,7 +2,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from config.api import api
-from config.views import board, errors, finding, notices, probes, settings, signing
+from config.views import board, cleaning, errors, finding, notices, probes, settings, signing
 from kanban.urls import run_patterns
 from projects.urls import journal_patterns
 from projects.views import cost_export, cost_report
@@ -22,6 +22,7 @@ urlpatterns = [
     path("events/", board.events, name="events"),
     path("events/<int:number>/", board.event, name="event"),
     path("system/", board.system, name="system"),
+    path("system/clean-up/", cleaning.clean_up, name="clean-up"),
     path("search/", finding.search, name="search"),
     path("help/", finding.guide, name="help"),
     path("settings/", settings.settings, name="settings"),

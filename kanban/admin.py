@@ -17,7 +17,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from kanban import lifecycle, profiles
-from kanban.models import Board, Comment, Link, Profile, Run, Task
+from kanban.models import Board, CleanUp, Comment, Link, Profile, Run, Task
 from kanban.states import Status
 from projects import access
 from projects.bench import ByRole, ReadOnly
@@ -254,6 +254,12 @@ class ProfileAdmin(ByRole, admin.ModelAdmin):  # type: ignore[type-arg]  # gener
     @admin.action(description=_("Resume the selected profiles"))
     def resume(self, request: HttpRequest, rows: QuerySet[Profile]) -> None:
         each(request, rows, lifecycle.resume)
+
+
+@admin.register(CleanUp)
+class CleanUpAdmin(ReadOnly):
+    list_display = ("node", "asked_by", "asked_at", "ended_at", "left", "page_link")
+    list_filter = ("node",)
 
 
 @admin.register(Board)

@@ -1,9 +1,10 @@
 """Shapes of REST: what goes in is checked by these, what comes out is documented by these.
 
-Times are whole seconds since the epoch. In a body null is the same as absent, and what nobody knows is overlooked, as
-clients of other boards expect; types are never converted.
+Times are whole seconds since the epoch, but those of a clean-up, which is no board's. In a body null is the same as
+absent, and what nobody knows is overlooked, as clients of other boards expect; types are never converted.
 """
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from ninja import Field, Schema
@@ -332,3 +333,44 @@ class ReviewIn(Body):
 
 class ReleaseIn(Body):
     reason: str | None = None
+
+
+class LeftoverOut(Schema):
+    """What a closed task has left; `paths` are relative to the host's ANDON_HOME, `size_bytes` null: not measured."""
+
+    task: str
+    title: str
+    host: str
+    paths: list[str]
+    size_bytes: int | None
+    closed_at: datetime
+
+
+class PreviewOut(Schema):
+    """The first rows of what would go, how many there are in all, and how many workspaces stay for which reason.
+
+    `size_bytes` is all that would go when `measured`, else at least.
+    """
+
+    workspaces: list[LeftoverOut]
+    runs: list[LeftoverOut]
+    total: dict[str, int]
+    kept: dict[str, int]
+    size_bytes: int
+    measured: bool
+
+
+class CleanUpOut(Schema):
+    """`removed` counts what went, `failed` names what could not all be looked at; `left`: the rest goes by itself."""
+
+    host: str
+    asked_by: str
+    asked_at: datetime
+    ended_at: datetime | None
+    removed: dict[str, int]
+    failed: list[str]
+    left: bool
+
+
+class CleanUpsOut(Schema):
+    clean_ups: list[CleanUpOut]

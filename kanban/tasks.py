@@ -2,7 +2,7 @@
 
 from django.utils import timezone
 
-from kanban import dispatch, notices, retention, sweeps
+from kanban import cleaning, dispatch, notices, retention, sweeps
 from projects.jobs import every
 
 
@@ -46,5 +46,10 @@ def prune_workspaces() -> int:
     return len(retention.prune_workspaces(now=timezone.now()).gone)
 
 
-# The worker runs what commits enqueue.
-look = dispatch.look
+@every(seconds=5)
+def clean_up() -> int:
+    return cleaning.sweep()
+
+
+# The worker runs what commits and orders enqueue.
+look, act = dispatch.look, cleaning.act

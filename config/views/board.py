@@ -12,6 +12,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from config import queries
 from kanban.pages import board as work
+from kanban.pages import cleaning
 from projects import queries as projects
 from projects import tasks
 from projects.errors import Missing
@@ -70,12 +71,14 @@ def system(request: HttpRequest) -> HttpResponse:
     context = {
         "facts": SimpleLazyObject(queries.facts),
         "processes": SimpleLazyObject(services.by_node),
+        "cleanup": SimpleLazyObject(lambda: {"rules": cleaning.rules(), "last": cleaning.last()}),
         "switches": SimpleLazyObject(lambda: work.switches(dispatches=settings.ANDON_DISPATCH, now=timezone.now())),
     }
     fragments = {
         "dispatch": "kanban/_dispatch.html",
         "worker-tick": "_worker.html",
         "hosts": "_hosts.html",
+        "cleanup": "_cleanup.html",
         "processes": "_processes.html",
         "facts": "_facts.html",
     }

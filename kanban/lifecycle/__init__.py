@@ -3,9 +3,11 @@
 People and programs: create edit assign prioritise limit comment link unlink unblock approve send_back archive reopen
 move_to release force patch. Dispatcher and runs: claim heartbeat complete block request_review. What the hosts saw:
 spawned exited expire time_out give_up_launch declare_services services_known. Profiles: pause resume note_found, and
-pause_dispatch resume_dispatch. Notices have modules of their own: `subscribing` is people's, `delivering` Andon's.
+pause_dispatch resume_dispatch. Hosts: ask_clean_up finish_clean_up. Notices have modules of their own: `subscribing` is
+people's, `delivering` Andon's.
 """
 
+from kanban.lifecycle.cleaning import ask_clean_up, asker, finish_clean_up
 from kanban.lifecycle.creating import assign, comment, create, edit, limit, link, prioritise, unlink
 from kanban.lifecycle.ending import (
     declare_services,
@@ -29,6 +31,8 @@ from kanban.lifecycle.working import block, claim, complete, heartbeat, request_
 __all__ = [
     "approve",
     "archive",
+    "ask_clean_up",
+    "asker",
     "assign",
     "block",
     "claim",
@@ -40,6 +44,7 @@ __all__ = [
     "exited",
     "expire",
     "fail",
+    "finish_clean_up",
     "force",
     "free",
     "give_up_launch",

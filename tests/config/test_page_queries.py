@@ -51,6 +51,7 @@ PATHS = (
     "/events/",
     "/events/{event}/",
     "/system/",
+    "/system/clean-up/",
     "/settings/",
     "/settings/notices/",
     "/settings/tokens/{token}/revoke/",
