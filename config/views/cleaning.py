@@ -31,7 +31,7 @@ def clean_up(request: HttpRequest) -> HttpResponse:
     elif not identity.may(Role.ADMIN):
         refusal = _("Only an administrator can have it removed now; else it goes by itself.")
     context = {
-        "title": _("Clean up now?"),
+        "title": _("Clean up: dry run") if refusal else _("Clean up now?"),
         "action": request.path,
         "label": _("Clean up now"),
         "danger": True,
