@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import connection
 from django.utils import timezone
 
 from kanban import cleaning, lifecycle, notices, retention, workspaces
@@ -314,3 +317,62 @@ def test_status_of_tasks_is_as_it_was(home: Path) -> None:
     carried_out()
     assert rows.fresh(run.task).status == Status.DONE
     assert LOG_FOLDER.name == "services"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_opens_a_task_at_the_same_moment_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = worked_on(home)
+    row = asked()
+    holds, real = threading.Event(), workspaces.keep
+
+    def open_again() -> None:
+        try:
+            with writing():
+                lifecycle.reopen(run.task, by=ANNA, now=timezone.now())
+                holds.set()
+                # The clean-up has found the task closed, and comes to its row now.
+                time.sleep(0.3)
+        finally:
+            connection.close()
+
+    def keep(*words: Any, **about: Any) -> None:
+        real(*words, **about)
+        thread.start()
+        assert holds.wait(10)
+
+    thread = threading.Thread(target=open_again)
+    monkeypatch.setattr(workspaces, "keep", keep)
+    done = cleaning.carry_out(row.pk)
+    thread.join(10)
+    assert done is not None
+    assert "workspaces" not in done.removed
+    assert rows.fresh(run.task).status == Status.READY
+    place = home / "workspaces" / run.task_id
+    assert sorted(each.name for each in place.iterdir()) == [workspaces.MARKER, "other.txt", "report.md"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_opens_a_task_after_the_decision_waits_and_gets_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = worked_on(home)
+    row = asked()
+    real, opened = workspaces.set_aside, []
+
+    def open_again() -> None:
+        try:
+            lifecycle.reopen(run.task, by=ANNA, now=timezone.now())
+            opened.append((home / "workspaces" / run.task_id).exists())
+        finally:
+            connection.close()
+
+    def set_aside(*words: Any, **about: Any) -> bool:
+        thread.start()
+        time.sleep(0.2)
+        assert opened == []
+        return real(*words, **about)
+
+    thread = threading.Thread(target=open_again)
+    monkeypatch.setattr(workspaces, "set_aside", set_aside)
+    done = cleaning.carry_out(row.pk)
+    thread.join(10)
+    assert done is not None
+    assert (done.removed["workspaces"], opened) == (1, [False])

@@ -21,6 +21,7 @@ def test_counts_regular_files_at_any_depth_and_follows_no_link(tmp_path: Path) -
     os.mkfifo(tmp_path / "a/pipe")
     assert sizes.of_tree(tmp_path) == 15
     assert sizes.of_tree(tmp_path / "nowhere") == 0
+    assert sizes.of_files([tmp_path / "one", tmp_path / "nowhere", tmp_path / "a"]) == 10
 
 
 def test_what_goes_while_it_is_looked_at_counts_nothing(tmp_path: Path, monkeypatch) -> None:
