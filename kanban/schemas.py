@@ -331,6 +331,14 @@ class ReviewIn(Body):
     summary: str | None = None
 
 
+class LimitIn(Body):
+    """What is absent stays as it is; null = no limit of its own."""
+
+    max_runtime_s: int | None = None
+    max_cost_usd: Dollars | None = None
+    failure_limit: int | None = None
+
+
 class ReleaseIn(Body):
     reason: str | None = None
 

@@ -14,6 +14,7 @@ from kanban.schemas import (
     ClaimedOut,
     CompleteIn,
     HeartbeatIn,
+    LimitIn,
     OneTaskOut,
     ReleaseIn,
     ReviewIn,
@@ -95,6 +96,17 @@ def review(request: HttpRequest, task_id: str, body: ReviewIn | None = None) -> 
     return task_answer(
         lifecycle.request_review(task_of(request, task_id), summary=summary, by=actor(request), now=timezone.now())
     )
+
+
+@router.post("/tasks/{task_id}/limit", response=OF_A_TASK)
+def limit(request: HttpRequest, task_id: str, body: LimitIn) -> HttpResponse:
+    """Set what a task may take; one that was blocked over its budget goes on where the new one is enough."""
+    task = task_of(request, task_id)
+    limits = {name: getattr(task, name) for name in LimitIn.model_fields}
+    for name in body.model_fields_set:
+        given = getattr(body, name)
+        limits[name] = _dollars(given) if name == "max_cost_usd" else given
+    return task_answer(lifecycle.limit(task, **limits, by=actor(request), now=timezone.now()))
 
 
 @router.post("/tasks/{task_id}/release", response=OF_A_TASK)

@@ -8,7 +8,7 @@ people's, `delivering` Andon's.
 """
 
 from kanban.lifecycle.cleaning import ask_clean_up, asker, finish_clean_up
-from kanban.lifecycle.creating import assign, comment, create, edit, limit, link, prioritise, unlink
+from kanban.lifecycle.creating import assign, comment, create, edit, link, prioritise, unlink
 from kanban.lifecycle.ending import (
     declare_services,
     exited,
@@ -25,7 +25,7 @@ from kanban.lifecycle.ending import (
 from kanban.lifecycle.moves import free, is_over_budget, locked, on_free, stop_process
 from kanban.lifecycle.profiles import note_found, pause, pause_dispatch, resume, resume_dispatch, the_board
 from kanban.lifecycle.promotion import settle
-from kanban.lifecycle.steering import approve, archive, force, move_to, patch, reopen, send_back, unblock
+from kanban.lifecycle.steering import approve, archive, force, limit, move_to, patch, reopen, send_back, unblock
 from kanban.lifecycle.working import block, claim, complete, heartbeat, request_review, spawned
 
 __all__ = [

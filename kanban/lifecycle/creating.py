@@ -1,19 +1,18 @@
-"""How tasks come to be, and what is said of them: create edit assign prioritise limit comment link unlink."""
+"""How tasks come to be, and what is said of them: create edit assign prioritise comment link unlink."""
 
 import secrets
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
 from django.db import IntegrityError
-from django.db.models import F
 
 from kanban import links
 from kanban.lifecycle.moves import free, locked, need_current, storable, tell
 from kanban.lifecycle.promotion import settle_one
-from kanban.models import LONGEST_TEXT, LONGEST_TITLE, Comment, Link, Run, Task
+from kanban.models import LONGEST_TEXT, LONGEST_TITLE, Comment, Link, Task
 from kanban.states import CLOSED, TASK_ID, Status, WorkspaceKind
 from projects.errors import Conflict, Missing, Rejected
 from projects.events import By, writing
@@ -66,7 +65,7 @@ def create(
         "workspace_kind": workspace_kind or WorkspaceKind.SCRATCH,
         "project": _project(project),
         "idempotency_key": key,
-        **_limits(max_runtime_s, max_cost_usd, failure_limit),
+        **limits_of(max_runtime_s, max_cost_usd, failure_limit),
         "services_required": services_required,
     }
     _check_workspace(about["workspace_kind"], about["workspace_path"], project)
@@ -114,7 +113,7 @@ def edit(task: Task, *, title: str | None = None, body: str | None = None, by: B
             fields["body"] = clean(body, "body", LONGEST_TEXT)
         changed = {name: value for name, value in fields.items() if getattr(task, name) != value}
         if changed:
-            _update(task, now, **changed)
+            update(task, now, **changed)
             tell(task, "edited", by=by, now=now, changed=sorted(changed))
     return task
 
@@ -128,7 +127,7 @@ def assign(task: Task, assignee: str, *, by: By, now: datetime) -> Task:
             return task
         if task.status == Status.RUNNING:
             raise Conflict("running", f"{task.id} runs. Release it before somebody else gets it.")
-        _update(task, now, assignee=name)
+        update(task, now, assignee=name)
         tell(task, "assigned", by=by, now=now, assignee=name or None)
         free()
     return task
@@ -140,35 +139,8 @@ def prioritise(task: Task, priority: int, *, by: By, now: datetime) -> Task:
     with writing():
         task = locked(task.pk)
         if task.priority != wanted:
-            _update(task, now, priority=wanted)
+            update(task, now, priority=wanted)
             tell(task, "priority", by=by, now=now, priority=wanted)
-    return task
-
-
-def limit(
-    task: Task,
-    *,
-    max_runtime_s: int | None,
-    max_cost_usd: Decimal | None,
-    failure_limit: int | None,
-    by: By,
-    now: datetime,
-) -> Task:
-    """Set how long a run of a task may take, what all may cost and how many may fail, None = no limit of its own.
-
-    A run that goes on has the new time from its start. Rejected out of bounds. Records task.edited.
-    """
-    fields = _limits(max_runtime_s, max_cost_usd, failure_limit)
-    with writing():
-        task = locked(task.pk)
-        changed = [name for name, value in fields.items() if getattr(task, name) != value]
-        if changed:
-            _update(task, now, **fields)
-            longest = None if max_runtime_s is None else timedelta(seconds=max_runtime_s)
-            Run.objects.filter(task=task, ended_at=None).update(
-                timeout_at=None if longest is None else F("started_at") + longest
-            )
-            tell(task, "edited", by=by, now=now, changed=sorted(changed))
     return task
 
 
@@ -187,7 +159,7 @@ def comment(task: Task, body: str, *, author: str = "", by: By, now: datetime) -
         task = locked(task.pk)
         need_current(task, by)
         made = Comment.objects.create(task=task, author=who, body=text, created_at=now)
-        _update(task, now)
+        update(task, now)
         tell(task, "commented", by=by, now=now, author=who, len=len(text))
     return made
 
@@ -225,11 +197,12 @@ def unlink(parent: str, child: str, *, by: By, now: datetime) -> None:
 
 def _edges_changed(task: Task, by: By, now: datetime) -> None:
     # What a person decided, he decided of the edges as they were.
-    _update(task, now, held=False, parents_waived=False)
+    update(task, now, held=False, parents_waived=False)
     settle_one(task, by=by, now=now)
 
 
-def _update(task: Task, now: datetime, **fields: object) -> None:
+def update(task: Task, now: datetime, **fields: object) -> None:
+    """Write fields of a task that no verb of the machine moves."""
     Task.objects.filter(pk=task.pk).update(active_at=now, **fields)
     for name, value in {**fields, "active_at": now}.items():
         setattr(task, name, value)
@@ -296,7 +269,8 @@ def _within(number: int | None, name: str, most: int) -> int | None:
     return number
 
 
-def _limits(max_runtime_s: int | None, max_cost_usd: Decimal | None, failure_limit: int | None) -> dict[str, Any]:
+def limits_of(max_runtime_s: int | None, max_cost_usd: Decimal | None, failure_limit: int | None) -> dict[str, Any]:
+    """Return the limits of a task as fields; Rejected out of bounds."""
     if max_cost_usd is not None and not (max_cost_usd.is_finite() and Decimal("0.000001") <= max_cost_usd < 999_999):
         raise Rejected("invalid-max_cost_usd", "max_cost_usd is more than 0 dollars and less than a million.")
     return {

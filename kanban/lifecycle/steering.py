@@ -1,20 +1,22 @@
-"""What people decide: unblock approve send_back archive reopen move_to force patch; and what lifts itself."""
+"""What people decide: unblock limit approve send_back archive reopen move_to force patch; and what lifts itself."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from django.db import IntegrityError
+from django.db.models import F
 
 from kanban import links
-from kanban.lifecycle.creating import assign, clean, edit, prioritise
+from kanban.lifecycle.creating import assign, clean, edit, limits_of, prioritise, update
 from kanban.lifecycle.ending import release
 from kanban.lifecycle.moves import end_run, free, illegal, is_over_budget, is_person, locked, spent, step, tell
 from kanban.lifecycle.promotion import settle_children, settle_one
 from kanban.lifecycle.working import block, complete, finish, request_review
-from kanban.models import LONGEST_TEXT, Task
-from kanban.states import HUMAN_BLOCKS, BlockKind, Outcome, Status
+from kanban.models import LONGEST_TEXT, Run, Task
+from kanban.states import HUMAN_BLOCKS, OVER_BUDGET, BlockKind, Outcome, Status
 from projects.errors import Conflict, Forbidden, Rejected
 from projects.events import By, writing
 
@@ -43,6 +45,39 @@ def unblock(task: Task, *, by: By, now: datetime) -> Task:
         step(task, "unblock_waiting" if waits else "unblock", now=now, **(FORGIVEN if is_person(by) else {}))
         tell(task, "unblocked", by=by, now=now, status=task.status, block_kind=kind)
         free()
+    return task
+
+
+def limit(
+    task: Task,
+    *,
+    max_runtime_s: int | None,
+    max_cost_usd: Decimal | None,
+    failure_limit: int | None,
+    by: By,
+    now: datetime,
+) -> Task:
+    """Set how long a run of a task may take, what all may cost and how many may fail, None = no limit of its own.
+
+    A run that goes on has the new time from its start; a task that was blocked over its budget goes on where that is
+    enough now. Rejected out of bounds. Records task.edited, and what `unblock` records.
+    """
+    fields = limits_of(max_runtime_s, max_cost_usd, failure_limit)
+    with writing():
+        task = locked(task.pk)
+        changed = [name for name, value in fields.items() if getattr(task, name) != value]
+        if not changed:
+            return task
+        was_over = is_over_budget(task)
+        update(task, now, **fields)
+        longest = None if max_runtime_s is None else timedelta(seconds=max_runtime_s)
+        Run.objects.filter(task=task, ended_at=None).update(
+            timeout_at=None if longest is None else F("started_at") + longest
+        )
+        tell(task, "edited", by=by, now=now, changed=sorted(changed))
+        # Who raises the limit of what is over budget wants it to go on.
+        if was_over and task.block_reason.startswith(OVER_BUDGET) and not is_over_budget(task):
+            return unblock(task, by=by, now=now)
     return task
 
 

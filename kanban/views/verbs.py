@@ -28,7 +28,7 @@ from kanban.models import Task
 from kanban.pages import verbs
 from kanban.pages.cards import seen
 from kanban.pages.tasks import edit_mark, get_task
-from kanban.states import OVER_BUDGET, Status
+from kanban.states import Status
 from kanban.views import answers
 from projects import access
 from projects.errors import Conflict, DomainError, Missing
@@ -201,12 +201,7 @@ def _prioritise(task: Task, typed: Typed, by: By) -> Task:
 
 def _limit(task: Task, typed: Typed, by: By) -> Task:
     limits = {name: typed[name] for name in ("max_runtime_s", "max_cost_usd", "failure_limit")}
-    now, was_over = timezone.now(), lifecycle.is_over_budget(task)
-    task = lifecycle.limit(task, **limits, by=by, now=now)
-    # Who raises the limit of what is over budget wants it to go on.
-    if was_over and task.block_reason.startswith(OVER_BUDGET) and not lifecycle.is_over_budget(task):
-        return lifecycle.unblock(task, by=by, now=now)
-    return task
+    return lifecycle.limit(task, **limits, by=by, now=timezone.now())
 
 
 def _block(task: Task, typed: Typed, by: By) -> Task:

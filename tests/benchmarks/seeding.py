@@ -1,10 +1,11 @@
 """A big board for the benchmarks, written below the verbs: 10,000 tasks would take minutes through them.
 
-`python -m tests.benchmarks.seeding` fills the database of the settings.
+`python -m tests.benchmarks.seeding [N]` fills the database of the settings with each Nth of them, 1 by default.
 """
 
 import itertools
 import random
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -66,8 +67,8 @@ def commented() -> Iterator[str]:
         yield name(2 * number + 1)
 
 
-def fill() -> None:
-    """Write all of it into Andon's own tables; what is in todo is held there, so that no sweep moves it."""
+def fill(each: int) -> None:
+    """Write each so manieth task into Andon's own tables; what is in todo is held there, so that no sweep moves it."""
     import django
 
     django.setup()
@@ -78,6 +79,8 @@ def fill() -> None:
     from projects.models import Event
 
     now = timezone.now()
+    kept = [row for number, row in enumerate(tasks(now)) if number % each == 0]
+    known = {row["id"] for row in kept}
     with transaction.atomic():
         rows = [
             Task(
@@ -87,18 +90,25 @@ def fill() -> None:
                 held=row["status"] == "todo",
                 block_kind="needs_input" if row["status"] == "blocked" else "",
             )
-            for row in tasks(now)
+            for row in kept
         ]
         Task.objects.bulk_create(rows, batch_size=500)
-        links = [Link(parent_id=name(parent), child_id=name(child)) for parent, child in pairs()]
+        named = [(name(parent), name(child)) for parent, child in pairs()]
+        links = [Link(parent_id=pair[0], child_id=pair[1]) for pair in named if known.issuperset(pair)]
         Link.objects.bulk_create(links, batch_size=500)
-        told = [Event(at=now, kind=kind, subject=f"task:{task}", payload={"via": "api"}) for task, kind in events()]
+        told = [
+            Event(at=now, kind=kind, subject=f"task:{task}", payload={"via": "api"})
+            for task, kind in events()
+            if task in known
+        ]
         Event.objects.bulk_create(told, batch_size=500)
         remarks = [
-            Comment(task_id=task, author="anna", body="Look again, please.", created_at=now) for task in commented()
+            Comment(task_id=task, author="anna", body="Look again, please.", created_at=now)
+            for task in commented()
+            if task in known
         ]
         Comment.objects.bulk_create(remarks, batch_size=500)
 
 
 if __name__ == "__main__":
-    fill()
+    fill(int(sys.argv[1]) if len(sys.argv) > 1 else 1)

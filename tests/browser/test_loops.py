@@ -24,8 +24,8 @@ def andon(tmp_path_factory) -> Iterator[Up]:
     """One `up --demo` for all, whose loop is stopped with two stories passed; what still runs is killed at the end."""
     up = None
     try:
-        with running(tmp_path_factory.mktemp("loops"), "--demo", "--pace", "0.7") as up:
-            wait_for(lambda: len(passed(up, "greenhouse")) >= 2, 60)
+        with running(tmp_path_factory.mktemp("loops"), "--demo", "--pace", "2") as up:
+            wait_for(lambda: len(passed(up, "greenhouse")) >= 2, 90)
             yield up
     finally:
         for process in _ours(up) if up else []:

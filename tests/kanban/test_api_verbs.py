@@ -1,6 +1,7 @@
 """Verbs over REST: what workers report, what people decide, and every pair of statuses that PATCH knows."""
 
 import itertools
+from decimal import Decimal
 
 import pytest
 from django.test import Client
@@ -335,3 +336,44 @@ def test_a_session_needs_the_csrf_token(sign_in):
     client = sign_in("operator", enforce_csrf_checks=True)
     refused(Asker(client).post("/tasks", {"title": "One"}), 403, "csrf")
     assert Asker(client).get("/board").status_code == 200
+
+
+class TestLimit:
+    def test_what_is_absent_stays_and_null_takes_a_limit_away(self, ask):
+        task = rows.task(max_runtime_s=60, max_cost_usd=Decimal("2.5"), failure_limit=3)
+        answer = ask().post(f"/tasks/{task.pk}/limit", {"max_cost_usd": 4.25, "failure_limit": None})
+        assert answer.status_code == 200, answer.content
+        OneTaskOut.model_validate(answer.json())
+        told = answer.json()["task"]
+        assert (told["max_runtime_s"], told["max_cost_usd"], told["failure_limit"]) == (60, 4.25, None)
+        told_of = Event.objects.filter(subject=task.subject).count()
+        assert ask().post(f"/tasks/{task.pk}/limit", {}).status_code == 200
+        assert Event.objects.filter(subject=task.subject).count() == told_of
+
+    def test_what_was_over_budget_goes_on(self, ask):
+        run = rows.pulled(max_cost_usd=Decimal(1))
+        lifecycle.heartbeat(run.task, cost_usd=Decimal(2), by=rows.as_run(run), now=timezone.now())
+        assert rows.fresh(run.task).status == "blocked"
+        answer = ask().post(f"/tasks/{run.task_id}/limit", {"max_cost_usd": 5})
+        assert answer.json()["task"]["status"] == "ready"
+
+    @pytest.mark.parametrize(
+        ("body", "status", "code"),
+        [
+            ({"max_cost_usd": -1}, 400, "invalid-max_cost_usd"),
+            ({"max_runtime_s": 0}, 400, "invalid-max_runtime_s"),
+            ({"failure_limit": 1001}, 400, "invalid-failure_limit"),
+            ({"max_cost_usd": "much"}, 422, "invalid-request"),
+        ],
+    )
+    def test_nonsense_is_refused(self, ask, body, status, code):
+        task = rows.task()
+        refused(ask().post(f"/tasks/{task.pk}/limit", body), status, code)
+        assert rows.fresh(task).max_cost_usd is None
+
+    def test_is_an_operators(self, ask):
+        task = rows.task()
+        refused(ask("viewer").post(f"/tasks/{task.pk}/limit", {"failure_limit": 2}), 403, "forbidden")
+        run = rows.pulled()
+        answer = speaking(run).post(f"/tasks/{run.task_id}/limit", {"max_cost_usd": 900})
+        assert answer.status_code == 403

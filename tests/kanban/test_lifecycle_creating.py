@@ -284,10 +284,20 @@ class TestLimit:
         task = rows.fresh(run.task)
         assert (task.status, task.block_kind) == (Status.BLOCKED, "needs_input")
         lifecycle.limit(task, max_runtime_s=None, max_cost_usd=Decimal(9), failure_limit=None, by=ANNA, now=now)
-        lifecycle.unblock(task, by=ANNA, now=now)
+        assert (rows.fresh(task).status, rows.last(task, "unblocked").actor) == (Status.READY, ANNA.name)
         again = rows.pulled(rows.fresh(task), now=now)
         lifecycle.heartbeat(again.task, cost_usd=Decimal(3), by=rows.as_run(again), now=now)
         assert rows.fresh(task).status == Status.RUNNING
+
+    def test_what_is_still_over_budget_or_waits_for_something_else_stays_blocked(self, now: datetime) -> None:
+        run = rows.pulled(max_cost_usd=Decimal(1), now=now)
+        lifecycle.heartbeat(run.task, cost_usd=Decimal(2), by=rows.as_run(run), now=now)
+        limits: dict[str, Any] = {"max_runtime_s": None, "failure_limit": None, "by": ANNA, "now": now}
+        lifecycle.limit(run.task, max_cost_usd=Decimal(2), **limits)
+        assert rows.fresh(run.task).status == Status.BLOCKED
+        other = rows.in_status("blocked")
+        lifecycle.limit(other, max_cost_usd=Decimal(9), **limits)
+        assert rows.fresh(other).status == Status.BLOCKED
 
     @pytest.mark.parametrize(
         ("name", "value"),
