@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contracts.tracing import TRACED
+
 ROOT = Path(__file__).resolve().parents[2]
 DATABASE_URL = os.environ.get("ANDON_TEST_DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres")
 REDIS_URL = os.environ.get("ANDON_TEST_REDIS_URL", "redis://127.0.0.1:6379/9")
@@ -29,10 +31,11 @@ def need_servers() -> None:
         )
 
 
-def run(name: str, words: list[str], whole: tuple[str, ...], folder: Path, least: int) -> str:
+def run(name: str, words: list[str], whole: tuple[str, ...], by: tuple[str, ...], folder: Path, least: int) -> str:
     """Run a part of the suite on a database of this name and return its closing line.
 
-    Asserts that it passes, that at least so many tests did, and that they walk every branch of the files `whole`.
+    Asserts that it passes, that at least so many tests did, and that the tests whose ids begin with `by` walk every
+    branch of the files `whole`.
     """
     env = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "ANDON_HOME"))},
@@ -42,8 +45,11 @@ def run(name: str, words: list[str], whole: tuple[str, ...], folder: Path, least
         "PGOPTIONS": "-c synchronous_commit=off",
         "COVERAGE_FILE": str(folder / "coverage"),
         "DJANGO_SETTINGS_MODULE": "tests.settings",
+        TRACED: ":".join(by),
     }
     options = [
+        "-p",
+        "tests.contracts.tracing",
         "-n",
         "0",
         "-q",
@@ -53,10 +59,9 @@ def run(name: str, words: list[str], whole: tuple[str, ...], folder: Path, least
         "--basetemp",
         str(folder / "t"),
     ]
-    # Only what is looked at is measured: each line that is traced costs as much again.
     rules = folder / "coveragerc"
     included = "".join(f"\n    {place}{'*' if place.endswith('/') else ''}" for place in whole)
-    rules.write_text(f"[run]\nbranch = True\ninclude ={included}\n")
+    rules.write_text(f"[run]\nbranch = True\ndisable_warnings = already-imported\ninclude ={included}\n")
     done = subprocess.run(
         [sys.executable, "-m", "coverage", "run", f"--rcfile={rules}", "-m", "pytest", *options, *words],
         cwd=ROOT,
