@@ -61,7 +61,7 @@ def run(name: str, words: list[str], whole: tuple[str, ...], by: tuple[str, ...]
     ]
     rules = folder / "coveragerc"
     included = "".join(f"\n    {place}{'*' if place.endswith('/') else ''}" for place in whole)
-    rules.write_text(f"[run]\nbranch = True\ndisable_warnings = already-imported\ninclude ={included}\n")
+    rules.write_text(f"[run]\nbranch = True\ninclude ={included}\n")
     done = subprocess.run(
         [sys.executable, "-m", "coverage", "run", f"--rcfile={rules}", "-m", "pytest", *options, *words],
         cwd=ROOT,

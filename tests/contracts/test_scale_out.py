@@ -11,7 +11,10 @@ from tests.contracts.scale_out import need_servers, run
 WHOLE = ("projects/states.py", "projects/sweeps.py", "projects/pidfile.py", "projects/lifecycle/")
 JUDGES = tuple(
     f"tests/projects/test_{name}"
-    for name in ("states", "sweeps", "pidfile", "stops", "undoing", "running", "importer", "queries", "api.py")
+    for name in (
+        *("api.py", "api_journals", "events", "importer", "intake", "jobs", "pidfile", "queries", "registries"),
+        *("running", "stops", "sweeps", "undoing", "watcher"),
+    )
 )
 # tests/contracts/test_scale_out_services.py runs these.
 ELSEWHERE = (

@@ -244,6 +244,19 @@ class TestPruneEvents:
         assert (self.kept(), self.floor()) == ([], ids[-1])
         assert tell(0)[0] > ids[-1]
 
+    @pytest.mark.parametrize("most", [2, 2_000_000])
+    @pytest.mark.parametrize(
+        "days", [(), (200, 200), (0, 0, 0), (200, 1, 200), (200, 91, 90.1, 89.9, 0), (1, 200, 200, 200, 1)]
+    )
+    def test_what_is_old_is_what_goes(self, tell, now, monkeypatch, days, most):
+        monkeypatch.setattr(sweeps, "EVENTS_AT_MOST", most)
+        tell(*days)
+        old = list(Event.objects.filter(sweeps.is_old(now)).order_by("id").values_list("id", flat=True))
+        kept = self.kept()
+        while sweeps.prune_events(now=now):
+            pass
+        assert old == kept[: len(kept) - len(self.kept())]
+
     def test_the_floor_and_the_deletion_are_one(self, tell, now, monkeypatch):
         ids = tell(200, 1)
         monkeypatch.setattr(Event.objects, "filter", lambda **wanted: 1 / 0)
