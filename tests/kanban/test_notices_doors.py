@@ -140,7 +140,7 @@ class TestPages:
             assert "under way" not in client.post(f"{at}test/", follow=True).content.decode()
             assert "under way" in client.post(f"{at}test/", follow=True).content.decode()
         assert "Resume" in client.post(f"{at}pause/", follow=True).content.decode()
-        assert "paused" in client.get(PAGE).content.decode()
+        assert "Paused" in client.get(PAGE).content.decode()
         assert "Pause" in client.post(f"{at}resume/", follow=True).content.decode()
         assert client.post(f"{at}dance/").status_code == 404
         assert "cannot be undone" not in client.get(f"{at}delete/").content.decode()
@@ -192,7 +192,7 @@ class TestPages:
         assert one.status == "pending"
         with django_assert_max_num_queries(FRAME + 3):
             text = client.get(PAGE).content.decode()
-        assert "failing" in text
+        assert "Failing" in text
         told = Event.objects.get(kind="notice.sent_again")
         assert told.url == f"{PAGE}{row.pk}/"
 
