@@ -13,7 +13,7 @@ from django.core.exceptions import RequestAborted
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest, get_script_prefix
 from django.core.signals import request_started
 from django.db import connection
-from django.http import HttpResponseBase
+from django.http import FileResponse, HttpResponseBase
 from django.urls import set_script_prefix
 
 # A verb may wait 15 s for its outcome; so many may, and pages are still answered. Threads are made as they are needed.
@@ -66,6 +66,8 @@ class Handler(ASGIHandler):
         request_started.send(sender=type(self), scope=scope)
         response = self.get_response(request)
         response._handler_class = type(self)  # type: ignore[attr-defined]  # noqa: SLF001 (Django's handlers do)
+        if isinstance(response, FileResponse):
+            response.block_size = self.chunk_size
         if not response.streaming:
             response.close()
         return response

@@ -1,6 +1,7 @@
 """Requests through Django's handler of ours: one thread for middleware and view, kept with its connection."""
 
 import asyncio
+import io
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from django.core.signals import request_finished
 from django.db import connection
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.urls import path
 
 from config import answering
@@ -46,6 +47,10 @@ def large(request) -> HttpResponse:
     return HttpResponse(b"x" * (Handler.chunk_size * 2 + 1))
 
 
+def file(request) -> FileResponse:
+    return FileResponse(io.BytesIO(b"x" * 200_000))
+
+
 def broken(request) -> HttpResponse:
     raise ValueError("a secret of the view")
 
@@ -73,6 +78,7 @@ async def stream(request) -> StreamingHttpResponse:
 urlpatterns = [
     path("look", look),
     path("large", large),
+    path("file", file),
     path("broken", broken),
     path("waiting", waiting),
     path("stream", stream),
@@ -145,6 +151,16 @@ def test_a_large_answer_comes_whole_in_large_pieces():
         return [len(body) for body in caller.bodies]
 
     assert run(once()) == [Handler.chunk_size, Handler.chunk_size, 1]
+
+
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume synchronous iterators")
+def test_a_file_comes_in_one_piece():
+    async def once() -> list[int]:
+        caller = Caller(Handler(), "/file")
+        await caller.task
+        return [len(body) for body in caller.bodies]
+
+    assert run(once()) == [200_000, 0]
 
 
 def test_an_error_is_500_and_its_text_stays_here(caplog):
