@@ -29,7 +29,8 @@ def main() -> None:
 
     from projects import intake
 
-    print("begun", flush=True)
+    sys.stdout.write("begun\n")
+    sys.stdout.flush()
     intake.rescan(now=timezone.now())
     json.dump(held(), sys.stdout)
 
