@@ -11,7 +11,9 @@ from playwright.sync_api import BrowserContext, Page, sync_playwright
 
 from tests.running import Up, running
 
-CHROMIUM = os.environ.get("ANDON_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+# The shell is the same engine without a browser's own pages and menus, and starts in half the time.
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser")
+CHROMIUM = os.environ.get("ANDON_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 PASSWORD = "a-long-enough-one-7"
 
 
