@@ -34,6 +34,7 @@ def status(url: str) -> int:
         return refusal.code
 
 
+@pytest.mark.once
 def test_it_says_where_it_is_and_how_to_sign_in(andon: Up):
     text = andon.log.read_text()
     assert f"Andon is ready at {andon.url}" in text
@@ -41,11 +42,13 @@ def test_it_says_where_it_is_and_how_to_sign_in(andon: Up):
     assert status(andon.url + "/readyz") == 200
 
 
+@pytest.mark.once
 def test_home_and_secrets_are_private(andon: Up):
     assert andon.home.stat().st_mode & 0o777 == 0o700
     assert (andon.home / "secret_key").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.once
 def test_a_second_up_on_the_same_home_is_refused(andon: Up):
     second = andon.manage("up", "--port", "0", check=False)
     assert second.returncode != 0
@@ -55,6 +58,7 @@ def test_a_second_up_on_the_same_home_is_refused(andon: Up):
     assert str(andon.process.pid) in again.stderr
 
 
+@pytest.mark.once
 def test_a_second_worker_on_the_same_home_is_refused(andon: Up):
     second = andon.manage("worker", check=False)
     assert second.returncode == 75
@@ -72,6 +76,7 @@ def test_a_project_appears_and_changes_within_a_second(andon: Up):
     assert passed[-1]["subject"] == "story:garden/US-002"
 
 
+@pytest.mark.once
 def test_a_real_loop_is_seen_starting_and_crashing(andon: Up):
     root = write_project(andon.workspace / "kiln", ("pending",))
     loop = subprocess.Popen(["sleep", "60"], cwd=root)
@@ -111,6 +116,7 @@ def _answers(andon: Up) -> bool:
         return False
 
 
+@pytest.mark.once
 def test_ctrl_c_stops_both_within_five_seconds(tmp_path: Path):
     with running(tmp_path) as up:
         started = time.monotonic()
@@ -124,6 +130,7 @@ def test_ctrl_c_stops_both_within_five_seconds(tmp_path: Path):
         assert up.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.once
 def test_children_do_not_outlive_an_up_that_is_killed(tmp_path: Path):
     with running(tmp_path) as up:
         children = up.children("web") + up.children("worker")
@@ -179,6 +186,7 @@ def _woken(up: Up) -> bool:
         return stream.readline().startswith(b"retry")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("env", "sentence"),
     [
@@ -203,6 +211,7 @@ def test_nonsense_is_refused_with_a_sentence_and_no_traceback(tmp_path: Path, en
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.once
 def test_a_taken_port_is_told(tmp_path: Path, andon: Up):
     with running(tmp_path, start=False) as up:
         result = up.manage("up", "--port", str(andon.port), check=False)
@@ -223,6 +232,7 @@ def test_events_reach_a_websocket(andon: Up):
     assert frame["cursor"] >= frame["events"][0]["id"]
 
 
+@pytest.mark.once
 def test_beyond_loopback_it_becomes_ready_and_says_where_people_go(tmp_path: Path):
     env = {"ANDON_BIND": "0.0.0.0", "ANDON_ALLOWED_HOSTS": "andon.example.org"}
     with running(tmp_path, env=env) as up:
@@ -244,6 +254,7 @@ for turn in range(40):
 """
 
 
+@pytest.mark.once
 def test_readers_that_stop_reading_cost_no_memory_and_hold_up_nobody(tmp_path: Path):
     import socket
 
