@@ -69,7 +69,7 @@ def system(request: HttpRequest) -> HttpResponse:
     """Workers and their last tick, the dispatcher, what they run, database, disk, versions."""
     # Each is asked for by the fragment that shows it.
     context = {
-        "facts": SimpleLazyObject(queries.facts),
+        "facts": SimpleLazyObject(lambda: queries.facts(request.cursor)),  # type: ignore[attr-defined]
         "processes": SimpleLazyObject(services.by_node),
         "cleanup": SimpleLazyObject(lambda: {"rules": cleaning.rules(), "last": cleaning.last()}),
         "switches": SimpleLazyObject(lambda: work.switches(dispatches=settings.ANDON_DISPATCH, now=timezone.now())),

@@ -55,9 +55,13 @@ def drag(page: Page, task_id: str, column: str) -> None:
     page.mouse.move(start["x"] + 20, start["y"] + 4)
     page.mouse.down()
     page.mouse.move(start["x"] + 30, start["y"] + 12, steps=4)
-    page.mouse.move(goal["x"] + goal["width"] / 2, goal["y"] + 10, steps=12)
-    page.wait_for_timeout(100)
-    page.mouse.move(goal["x"] + goal["width"] / 2, goal["y"] + 14, steps=3)
+    over = page.locator(f"#column-{column} #{task_id}")
+    for turn in range(40):
+        # A hand lets go once it sees the card where it is to be, however late that is.
+        page.mouse.move(goal["x"] + goal["width"] / 2, goal["y"] + 10 + 4 * (turn % 2), steps=6)
+        page.wait_for_timeout(50)
+        if over.count():
+            break
     page.mouse.up()
 
 

@@ -24,7 +24,7 @@ def andon(tmp_path_factory) -> Iterator[Up]:
     """One `up --demo` for all, whose loop is stopped with two stories passed; what still runs is killed at the end."""
     up = None
     try:
-        with running(tmp_path_factory.mktemp("loops"), "--demo", "--pace", "2") as up:
+        with running(tmp_path_factory.mktemp("loops"), "--demo", "--pace", "1") as up:
             wait_for(lambda: len(passed(up, "greenhouse")) >= 2, 90)
             yield up
     finally:
@@ -101,7 +101,8 @@ def test_the_loop_is_stopped_and_its_last_story_rolled_back(visit, andon: Up):
     dialog = page.locator("dialog[open]")
     expect(dialog).to_contain_text("Stop the loop of greenhouse?")
     dialog.get_by_label("Now:").check()
-    dialog.locator("button[data-needs-server]").click()
+    # Answered once the agent has ended, which may take its grace.
+    dialog.locator("button[data-needs-server]").click(timeout=WAIT_MS)
     status(page, "Idle")
     # The other browser was told by events alone.
     status(other, "Idle")

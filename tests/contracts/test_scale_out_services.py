@@ -35,7 +35,7 @@ JUDGES = tuple(
             "states",
             "strangers",
         ),
-        *("supervisor", "sweeps", "api_loops", "api_verbs", "api_declare"),
+        *("ports", "probes", "supervisor", "sweeps", "api_loops", "api_verbs", "api_declare"),
     )
 )
 

@@ -272,9 +272,12 @@ class TestLogs:
         assert {path.name for path in world.logs.iterdir()} == kept
         self.age(world)
         assert sweeps.remove_logs(world.supervisor, now=world.now) == 0
+        assert not sweeps.forgettable(world.now).exists()
         Project.objects.all().delete()
         world.advance(15)
+        assert list(sweeps.forgettable(world.now)) == [ended]
         assert sweeps.remove_logs(world.supervisor, now=world.now) == 1
+        assert not sweeps.forgettable(world.now).exists()
         assert [path.name for path in world.logs.iterdir()] == [live.log_name]
         assert list(ManagedProcess.objects.all()) == [live]
         assert world.kinds()[-1] == "erased"
