@@ -2,6 +2,7 @@
 
 import zoneinfo
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from django import forms
@@ -24,11 +25,14 @@ from projects.states import Role
 THEME_COOKIE_AGE_S = 365 * 24 * 3600
 
 
+@cache
+def zones() -> list[tuple[str, str]]:
+    """Return the time zones that this machine knows, as choices; it has to open some 600 files to tell."""
+    return [(name, name) for name in sorted(zoneinfo.available_timezones())]
+
+
 class PreferenceForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs only
-    zone = forms.ChoiceField(
-        label=gettext_lazy("Time zone"),
-        choices=lambda: [(name, name) for name in sorted(zoneinfo.available_timezones())],
-    )
+    zone = forms.ChoiceField(label=gettext_lazy("Time zone"), choices=zones)
 
     class Meta:
         model = Preference

@@ -137,7 +137,6 @@ def open_repository(root: Path) -> Repository:
     env = {**_ENVIRONMENT, "GIT_DIR": str(git_dir), "GIT_WORK_TREE": str(root.resolve())}
     try:
         said = git.run(["rev-parse", "--path-format=absolute", "--git-common-dir"], root, env=env)
-        objects = git.run(["rev-parse", "--path-format=absolute", "--git-path", "objects"], root, env=env)
     except git.GitError as error:
         if "not a git repository" in error.stderr.lower():
             raise _none() from None
@@ -149,7 +148,7 @@ def open_repository(root: Path) -> Repository:
         root=root,
         git_dir=git_dir,
         common_dir=common_dir,
-        objects=Path(os.fsdecode(objects.removesuffix(b"\n"))),
+        objects=common_dir / "objects",
         shallow=(common_dir / "shallow").exists(),
         config=config,
         env={**env, **_overriding(config)},

@@ -78,7 +78,10 @@ INVISIBLE = {
 @register.filter
 def visible(text: str) -> str:
     """A name or line of somebody else's, in which no sign is invisible and no byte unreadable; line ends stay."""
-    return "\n".join(line.translate(INVISIBLE).encode("utf-8", "replace").decode() for line in str(text).split("\n"))
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "\n".join(line.translate(INVISIBLE).encode("utf-8", "replace").decode() for line in text.split("\n"))
 
 
 @register.filter
