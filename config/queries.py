@@ -60,14 +60,10 @@ def theme_of(request: HttpRequest) -> str:
 
 
 def preference_of(request: HttpRequest) -> Preference:
-    """Return the signed-in user's preferences, the defaults when none are saved; one query a request."""
-    kept = getattr(request, "_preference", None)
-    if kept is None:
-        user = request.user if request.user.is_authenticated else None
-        kept = Preference.objects.filter(user=user).first() if user else None
-        kept = kept or Preference(user=user, theme=theme_of(request))
-        request._preference = kept  # type: ignore[attr-defined]  # noqa: SLF001
-    return kept
+    """Return the signed-in user's preferences, the defaults when none are saved; they came with the user."""
+    user = request.user if request.user.is_authenticated else None
+    kept: Preference | None = getattr(user, "preference", None)
+    return kept or Preference(user=user, theme=theme_of(request))
 
 
 def is_ticking(now: datetime) -> bool:
@@ -94,7 +90,7 @@ def home(now: datetime, *, role: Role) -> dict[str, Any]:
         "running": runs,
         "cost_today": sum(spent.values(), of_tasks),
         "cost_of_tasks": of_tasks,
-        "events": projects.events({}, limit=RECENT_SHOWN, headlines=True),
+        "events": projects.entitled(projects.events({}, limit=RECENT_SHOWN, headlines=True)),
         "checklist": checklist(rows, hosts, made, role=role),
         "totals": {
             "projects": len(rows),

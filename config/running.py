@@ -10,9 +10,10 @@ from django.db.models import Sum as Added
 from django.db.models.functions import Cast
 from django.urls import reverse
 
+from kanban import costs as attempts
 from kanban.models import Run
-from kanban.states import Outcome
 from projects import costs
+from projects.days import window
 from projects.models import Project, Story
 from projects.queries import ProjectView
 from services import pages as processes
@@ -82,11 +83,9 @@ def cost_today(now: datetime) -> tuple[dict[str, costs.Sum], costs.Sum]:
     One query. An attempt that told no cost is unknown, never 0; one whose worker did not start is none. Tokens are not
     counted.
     """
-    span = costs.window(1, now)
+    span = window(1, now)
     entries: QuerySet[Any, Any] = costs.entries().filter(at__gte=span.start, at__lt=span.end)
-    attempts: QuerySet[Any, Any] = Run.objects.order_by().filter(ended_at__gte=span.start, ended_at__lt=span.end)
-    attempts = attempts.exclude(outcome=Outcome.SPAWN_FAILED)
-    of_tasks = _summed(attempts, Cast(Value(""), CharField()), "cost_usd")
+    of_tasks = _summed(attempts.within(attempts.attempts(), span), Cast(Value(""), CharField()), "cost_usd")
     found = {of: _sum(*sums) for of, *sums in _summed(entries, F("project__slug"), "cost").union(of_tasks, all=True)}
     return found, found.pop("", costs.Sum())
 

@@ -8,17 +8,17 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import F, Model, Q, QuerySet
+from django.db.models import F, Model, Q, QuerySet, Subquery
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from kanban.models import Run, Task
 from projects import queries as projects
 from projects.models import Event, JournalFile, Story
-from projects.relay import head
 from projects.states import JournalFamily, JournalState
 from services import pages as services
 from services.models import ManagedProcess
@@ -59,12 +59,40 @@ class Found:
     note: str = ""
 
 
+class Asked:
+    """What was typed: all of it, and its words in lower case."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.words = text.lower().split()[:WORDS]
+
+    def standing_in(self, *fields: str) -> Q:
+        """Return the condition that each word stands in one of the fields."""
+        condition = Q()
+        for word in self.words:
+            anywhere = Q()
+            for field in fields:
+                anywhere |= Q(**{f"{field}__icontains": word})
+            condition &= anywhere
+        return condition
+
+    @cached_property
+    def processes(self) -> list[ManagedProcess]:
+        """Services and other processes, which are two kinds of hits, asked for together."""
+        condition = self.standing_in("name", "project", "cmd", "owner_wi", "owner_agent")
+        if self.text.isascii() and self.text.isdigit() and len(self.text) < 10:
+            condition |= Q(pid=int(self.text))
+        found = ManagedProcess.objects.filter(condition)
+        ways = (found.filter(purpose=Purpose.SERVICE), found.exclude(purpose=Purpose.SERVICE))
+        return list(_newest(ManagedProcess.objects.defer(*services.LIST_LEFT_OUT), "-since", *ways))
+
+
 @dataclass(frozen=True, slots=True)
 class Finder:
-    """One kind of thing: `look` gets the words, lower case, and all of what was typed."""
+    """One kind of thing, and how it is looked for."""
 
     label: Any
-    look: Callable[[list[str], str], Iterable[Hit]]
+    look: Callable[[Asked], Iterable[Hit]]
     more: Callable[[str], str] = lambda text: ""
     note: Any = ""
 
@@ -72,12 +100,12 @@ class Finder:
 def search(text: str) -> list[Found]:
     """Return what matches every word of `text`, by kind; [] for nothing typed and nothing found."""
     text = " ".join(text.replace("\x00", " ").split())[:LONGEST]
-    words = text.lower().split()[:WORDS]
-    if not words:
+    asked = Asked(text)
+    if not asked.words:
         return []
     found = []
     for name, finder in finders.items():
-        hits = sorted(finder.look(words, text), key=lambda hit: _rank(hit, text.lower()))
+        hits = sorted(finder.look(asked), key=lambda hit: _rank(hit, text.lower()))
         if hits:
             is_cut = len(hits) > SHOWN
             more = finder.more(text) if is_cut else ""
@@ -96,28 +124,17 @@ def _rank(hit: Hit, text: str) -> int:
     return 2 if any(f" {text}" in f" {re.sub(r'[^0-9a-z]+', ' ', name)}" for name in names) else 3
 
 
-def _matching(words: list[str], *fields: str) -> Q:
-    """Return the condition that each word stands in one of the fields."""
-    condition = Q()
-    for word in words:
-        anywhere = Q()
-        for field in fields:
-            anywhere |= Q(**{f"{field}__icontains": word})
-        condition &= anywhere
-    return condition
-
-
-def _projects(words: list[str], text: str) -> Iterable[Hit]:
-    for row in projects.known().filter(_matching(words, "slug", "title"))[:LOOKED]:
+def _projects(asked: Asked) -> Iterable[Hit]:
+    for row in projects.known().filter(asked.standing_in("slug", "title"))[:LOOKED]:
         names = (row.slug, row.title)
         detail = row.slug if row.title and row.title != row.slug else ""
         yield Hit(row.get_absolute_url(), row.title or row.slug, names, projects.status_of(row), detail)
 
 
-def _stories(words: list[str], text: str) -> Iterable[Hit]:
+def _stories(asked: Asked) -> Iterable[Hit]:
     heavy = ("project__document", "project__shown_stories", "project__description", "project__fingerprints")
     rows: QuerySet[Story] = Story.objects.select_related("project").defer("description", "criteria", "notes", *heavy)
-    for row in rows.filter(_matching(words, "key", "title", "project__slug"))[:LOOKED]:
+    for row in rows.filter(asked.standing_in("key", "title", "project__slug"))[:LOOKED]:
         yield Hit(
             row.get_absolute_url(),
             row.title or row.key,
@@ -127,20 +144,19 @@ def _stories(words: list[str], text: str) -> Iterable[Hit]:
         )
 
 
-def _tasks(words: list[str], text: str) -> Iterable[Hit]:
+def _tasks(asked: Asked) -> Iterable[Hit]:
     rows = Task.objects.defer("body", "result", "block_reason")
-    condition = _matching(words, "title", "assignee")
-    if key := TASK_ID.match(text.lower()):
+    condition = asked.standing_in("title", "assignee")
+    if key := TASK_ID.match(asked.text.lower()):
         condition |= Q(pk=key[0])
     for row in rows.filter(condition).order_by("-active_at")[:LOOKED]:
         detail = " · ".join(filter(None, (row.pk, row.assignee, row.project)))
         yield Hit(row.get_absolute_url(), row.title, (row.pk, row.title), row.status, detail, row.active_at)
 
 
-def _runs(words: list[str], text: str) -> Iterable[Hit]:
-    newest = _newest(Run.objects.all())
-    rows = Run.objects.filter(id__gt=newest - RUNS_LOOKED_THROUGH).defer("result", "services")
-    condition = _matching(words, "task__id", "task__title", "profile", "summary", "error", "outcome")
+def _runs(asked: Asked) -> Iterable[Hit]:
+    rows = Run.objects.filter(id__gt=_last(Run) - RUNS_LOOKED_THROUGH).defer("result", "services")
+    condition = asked.standing_in("task__id", "task__title", "profile", "summary", "error", "outcome")
     for row in rows.filter(condition).select_related("task").order_by("-id")[:LOOKED]:
         names = (f"{row.task_id}/{row.number}", row.task.title)
         title = _("%(task)s, attempt %(number)d") % {"task": row.task.title, "number": row.number}
@@ -149,46 +165,36 @@ def _runs(words: list[str], text: str) -> Iterable[Hit]:
         yield Hit(row.get_absolute_url(), title, names, state, detail[:200], row.started_at)
 
 
-def _sessions(words: list[str], text: str) -> Iterable[Hit]:
+def _sessions(asked: Asked) -> Iterable[Hit]:
     rows = JournalFile.objects.filter(family=JournalFamily.TURNS).exclude(state=JournalState.SUPERSEDED)
     rows = rows.only("family", "name", "state", "node", "written_at").order_by(F("written_at").desc(nulls_last=True))
-    for row in rows.filter(_matching(words, "name"))[:LOOKED]:
+    for row in rows.filter(asked.standing_in("name"))[:LOOKED]:
         gone = _("its file is gone; what was read of it is kept") if row.state == JournalState.MISSING else ""
         yield Hit(row.get_absolute_url(), row.name, (row.name,), "", gone, row.written_at)
 
 
-def _services(words: list[str], text: str) -> Iterable[Hit]:
-    return _processes_of(words, text, Q(purpose=Purpose.SERVICE))
+def _services(asked: Asked) -> Iterable[Hit]:
+    return _hits_of(row for row in asked.processes if row.purpose == Purpose.SERVICE)
 
 
-def _processes(words: list[str], text: str) -> Iterable[Hit]:
-    return _processes_of(words, text, ~Q(purpose=Purpose.SERVICE))
+def _processes(asked: Asked) -> Iterable[Hit]:
+    return _hits_of(row for row in asked.processes if row.purpose != Purpose.SERVICE)
 
 
-def _processes_of(words: list[str], text: str, kind: Q) -> Iterable[Hit]:
-    condition = _matching(words, "name", "project", "cmd", "owner_wi", "owner_agent")
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        condition |= Q(pid=int(text))
-    rows = ManagedProcess.objects.defer(*services.LIST_LEFT_OUT).filter(kind).filter(condition)
-    for row in rows.order_by("-since")[:LOOKED]:
+def _hits_of(rows: Iterable[ManagedProcess]) -> Iterable[Hit]:
+    for row in rows:
         detail = " · ".join(filter(None, (row.cmd, row.owner_wi, row.owner_agent, row.last_error.partition("\n")[0])))
         yield Hit(row.get_absolute_url(), str(row), (row.name, str(row)), row.status, detail[:200], row.since)
 
 
-def _events(words: list[str], text: str) -> Iterable[Hit]:
-    number = text.removeprefix("#")
-    if number.isascii() and number.isdigit() and len(number) < 19:
-        for row in Event.objects.filter(pk=int(number)):
-            yield _hit_of(row, f"#{row.pk}", number)
-    exact = Event.objects.filter(subject=text[:LONGEST]).order_by("-id")[:LOOKED]
-    recent = Event.objects.filter(id__gt=head() - EVENTS_LOOKED_THROUGH).exclude(
-        kind__in=("worker.heartbeat", "project.changed")
-    )
-    seen = set()
-    for row in (*exact, *recent.filter(_matching(words, "subject", "kind")).order_by("-id")[:LOOKED]):
-        if row.pk not in seen:
-            seen.add(row.pk)
-            yield _hit_of(row, row.subject)
+def _events(asked: Asked) -> Iterable[Hit]:
+    number = asked.text.removeprefix("#")
+    is_number = number.isascii() and number.isdigit() and len(number) < 19
+    exact = Event.objects.filter(Q(pk=int(number)) if is_number else Q(subject=asked.text))
+    recent = Event.objects.filter(asked.standing_in("subject", "kind"), id__gt=_last(Event) - EVENTS_LOOKED_THROUGH)
+    recent = recent.exclude(kind__in=("worker.heartbeat", "project.changed"))
+    for row in projects.entitled(list(_newest(Event.objects.all(), "-id", exact, recent))):
+        yield _hit_of(row, f"#{row.pk}", str(row.pk), row.subject)
 
 
 def _hit_of(event: Event, *names: str) -> Hit:
@@ -196,9 +202,17 @@ def _hit_of(event: Event, *names: str) -> Hit:
     return Hit(event.get_absolute_url(), event.summary or event.kind, names, "", detail, event.at)
 
 
-def _newest(rows: QuerySet[Any]) -> int:
-    newest: Model | None = rows.order_by("-id").only("id").first()
-    return int(newest.pk) if newest is not None else 0
+def _newest(rows: QuerySet[Any], order: str, *ways: QuerySet[Any]) -> QuerySet[Any]:
+    """Return those of the rows that are among the first of one of the ways, in one query."""
+    condition = Q()
+    for way in ways:
+        condition |= Q(pk__in=way.order_by(order).values("pk")[:LOOKED])
+    return rows.filter(condition).order_by(order)
+
+
+def _last(model: type[Model]) -> Subquery:
+    """Return the newest id, for a condition in the same query."""
+    return Subquery(model._default_manager.order_by("-pk").values("pk")[:1])  # noqa: SLF001
 
 
 def _list(address: str, name: str, **beside: str) -> Callable[[str], str]:

@@ -2,10 +2,9 @@ from django.contrib import admin
 from django.urls import include, path
 
 from config.api import api
-from config.views import board, cleaning, errors, finding, notices, probes, settings, signing
+from config.views import board, cleaning, costs, errors, finding, notices, probes, settings, signing
 from kanban.urls import run_patterns
 from projects.urls import journal_patterns
-from projects.views import cost_export, cost_report
 from services.urls import loop_patterns
 
 urlpatterns = [
@@ -17,8 +16,8 @@ urlpatterns = [
     path("kanban/", include("kanban.urls")),
     path("runs/", include(run_patterns)),
     path("", include(journal_patterns)),
-    path("costs/", cost_report, name="costs"),
-    path("costs/export.csv", cost_export, name="costs-export"),
+    path("costs/", costs.report, name="costs"),
+    path("costs/export.csv", costs.export, name="costs-export"),
     path("events/", board.events, name="events"),
     path("events/<int:number>/", board.event, name="event"),
     path("system/", board.system, name="system"),

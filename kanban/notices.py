@@ -26,6 +26,7 @@ from kanban.lifecycle import delivering, subscribing
 from kanban.models import Delivery, Subscription
 from kanban.states import DeliveryStatus, Target
 from projects import jobs
+from projects import queries as projects
 from projects.errors import Conflict
 from projects.events import WIRE
 from projects.models import Event, EventFloor
@@ -180,7 +181,8 @@ def _mail(delivery: Delivery) -> None:
     if not settings.EMAIL_IS_SET_UP:
         raise webhooks.Failed("e-mail is not set up here any more: EMAIL_URL is unset")
     event = delivery.document
-    told = " ".join(sentence(event["kind"], event["subject"], event["payload"]).split())
+    title = projects.titles({event["subject"]}).get(event["subject"], "")
+    told = " ".join(sentence(event["kind"], event["subject"], event["payload"], title).split())
     lines = [
         told or event["subject"],
         "",

@@ -62,12 +62,13 @@ def role_of(user: Any) -> Role | None:
 
 
 class WithRoles(ModelBackend):
-    """Django's own way to find a session's user, with the groups that matter found in the same query (`held`)."""
+    """Django's own way to find a session's user; the groups that matter (`held`) and preferences in the same query."""
 
     def get_user(self, user_id: Any) -> Any:
         groups = Group.objects.filter(user=OuterRef("pk"))
         is_in = {f"is_{role}": Exists(groups.filter(name=role)) for role in Role}
-        user = get_user_model()._default_manager.filter(pk=user_id).annotate(**is_in).first()  # noqa: SLF001
+        users = get_user_model()._default_manager.select_related("preference")  # noqa: SLF001
+        user = users.filter(pk=user_id).annotate(**is_in).first()
         if user is None or not self.user_can_authenticate(user):
             return None
         user.held = [role for role in Role if getattr(user, f"is_{role}")]  # type: ignore[attr-defined]

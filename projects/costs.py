@@ -1,24 +1,20 @@
-"""What loops cost: windows of days in the site's time zone, and sums that never show unknown as 0."""
+"""What work cost: sums that never show unknown as 0."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
+from typing import Any, NamedTuple, TypeVar
 
-from django.conf import settings
-from django.db import connection
-from django.db.models import Case, CharField, Count, Exists, F, Func, IntegerField, OuterRef, Q, QuerySet, Value, When
+from django.db.models import Case, Count, Exists, F, IntegerField, OuterRef, Q, QuerySet, Value, When
 from django.db.models import Sum as Added
-from django.db.models.functions import Substr, TruncDate
 from django.utils.translation import gettext as _
 
+from projects.days import Window, day_of, read_day, window
 from projects.models import Iteration, Project, UsageEntry
 
-DEFAULT_DAYS = 7
-MAX_DAYS = 365
+K = TypeVar("K")
 STORIES_SHOWN = 25
 MODELS_SHOWN = 25
 EXPORT_PAGE = 1000
@@ -84,16 +80,6 @@ class Sum:
         return {"cost": cost, "runs": self.runs, "tokens": self.tokens, "unknown_cost_runs": self.unknown}
 
 
-class Window(NamedTuple):
-    """The `days` days that end with `today`; `start` and `end` are their bounds in time."""
-
-    days: int
-    first: date
-    today: date
-    start: datetime
-    end: datetime
-
-
 class Line(NamedTuple):
     """One row of a table: its sum, and its bar as a share of the dearest, 0 to 100; `group` is a story's project."""
 
@@ -113,8 +99,21 @@ class Bar(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """What other work than loops has cost in a window: attempts at tasks. `ever`, of all time, is by project too."""
+
+    by_day: dict[date, Sum] = field(default_factory=dict)
+    by_project: dict[str, Sum] = field(default_factory=dict)
+    by_profile: dict[str, Sum] = field(default_factory=dict)
+    ever: dict[str, Sum] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """A window's costs as the page shows them; tables are dearest first, `by_day` has every day, oldest first."""
+    """A window's costs as the page shows them; tables are dearest first, `by_day` has every day, oldest first.
+
+    Stories and models are those of loops, profiles those of attempts at tasks; the rest counts both.
+    """
 
     window: Window
     today: Sum
@@ -124,6 +123,7 @@ class Report:
     by_project: list[Line]
     by_story: list[Line]
     by_model: list[Line]
+    by_profile: list[Line]
 
     @property
     def dearest(self) -> Bar | None:
@@ -150,28 +150,6 @@ def short(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:,.0f} {unit}"
     return str(number)
-
-
-def zone() -> ZoneInfo:
-    """Return the site's time zone, in which days begin and end."""
-    return ZoneInfo(settings.TIME_ZONE)
-
-
-def wanted_days(text: str, default: int = DEFAULT_DAYS) -> int:
-    """Read a number of days: 1 to 365, more is 365, anything else the default."""
-    text = text.strip()
-    if not (text.isascii() and text.isdigit()):
-        return default
-    # More than nine digits are not converted.
-    days = int(text) if len(text) < 10 else MAX_DAYS
-    return min(days, MAX_DAYS) or default
-
-
-def window(days: int, now: datetime) -> Window:
-    """Return the window of `days` days that includes today."""
-    today = now.astimezone(zone()).date()
-    first = today - timedelta(days=days - 1)
-    return Window(days, first, today, _midnight(first), _midnight(today + timedelta(days=1)))
 
 
 def entries(project: str = "") -> QuerySet[UsageEntry]:
@@ -214,24 +192,26 @@ def today(now: datetime) -> dict[str, Sum]:
     return {slug: added for (slug,), added in found.items()}
 
 
-def report(days: int, now: datetime, project: str = "") -> Report:
+def report(days: int, now: datetime, project: str = "", beside: Beside | None = None) -> Report:
     """Return what the page shows, in five queries however many entries there are."""
     span = window(days, now)
     rows = entries(project)
-    by_day = _by_day(rows, span)
+    beside = beside or Beside()
+    by_day = merged(_by_day(rows, span), beside.by_day)
     inside = _within(rows, span)
-    by_project = _grouped(inside, "project__slug")
+    by_project = {slug: added for (slug,), added in _grouped(inside, "project__slug").items()}
     by_story = _grouped(inside, "project__slug", "story_key", limit=STORIES_SHOWN)
     by_model = _grouped(inside, "model", limit=MODELS_SHOWN)
     return Report(
         window=span,
         today=by_day.get(span.today, Sum()),
         total=_folded(by_day.values()),
-        ever=_folded(_ever(project)),
+        ever=_folded([*_ever(project), *beside.ever.values()]),
         by_day=_bars(by_day, span),
-        by_project=_lines(by_project),
+        by_project=_lines(dearest_first(merged(by_project, beside.by_project))),
         by_story=_lines(by_story),
         by_model=_lines(by_model),
+        by_profile=_lines(dearest_first(beside.by_profile)),
     )
 
 
@@ -272,12 +252,19 @@ def exported(span: Window, project: str = "") -> Iterator[list[UsageEntry]]:
         after = Q(at__gt=last.at) | Q(at=last.at, pk__gt=last.pk)
 
 
+def merged(one: Mapping[K, Sum], other: Mapping[K, Sum]) -> dict[K, Sum]:
+    """Return what both cost together, each key of either."""
+    return {key: one.get(key, Sum()) + other.get(key, Sum()) for key in {**one, **other}}
+
+
+def dearest_first(sums: Mapping[str, Sum]) -> dict[tuple[str, ...], Sum]:
+    """Return sums in the order of tables: the dearest first, unknown ones last."""
+    order = sorted(sums.items(), key=lambda item: (item[1].cost is None, -(item[1].cost or 0), -item[1].runs, item[0]))
+    return {(name,): added for name, added in order}
+
+
 def _begun(iteration: Iteration) -> datetime:
     return (iteration.started_at or iteration.written_at - LONGEST_ITERATION) - BEGUN_SLACK
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time.min, tzinfo=zone())
 
 
 def _within(rows: QuerySet[UsageEntry], span: Window) -> QuerySet[UsageEntry]:
@@ -294,49 +281,8 @@ def _grouped(rows: QuerySet[UsageEntry], *names: str, limit: int | None = None) 
 
 
 def _by_day(rows: QuerySet[UsageEntry], span: Window) -> dict[date, Sum]:
-    inside: QuerySet[Any, Any] = _within(rows, span).annotate(day=_day(span))
-    return {date.fromisoformat(str(row["day"])): _sum(row) for row in inside.values("day").annotate(**SUMS)}
-
-
-def _day(span: Window) -> Any:
-    """Return the expression of an entry's day. SQLite asks Python for each row's zone, which takes seconds a million.
-
-    There the offsets of the window are told by its changes of the clock, two a year.
-    """
-    if connection.vendor != "sqlite":
-        return TruncDate("at", tzinfo=zone())
-    changes = [When(at__lt=until, then=_shifted(offset)) for until, offset in _offsets(span)]
-    return Case(*changes, output_field=CharField())
-
-
-def _shifted(offset: timedelta) -> Func:
-    # To the second: `date` would round the last half millisecond of a day up into the next.
-    moment = Substr("at", 1, 19)
-    return Func(moment, Value(f"{offset.total_seconds():+.0f} seconds"), function="date", output_field=CharField())
-
-
-def _offsets(span: Window) -> Iterator[tuple[datetime, timedelta]]:
-    """Yield (until, offset from UTC) for the window, in order."""
-    here, utc = zone(), ZoneInfo("UTC")
-    moment = span.start.astimezone(utc)
-    end = span.end.astimezone(utc)
-    offset = _offset(moment, here)
-    while moment < end:
-        later = min(moment + timedelta(days=1), end)
-        if _offset(later, here) != offset:
-            low, high = moment, later
-            while high - low > timedelta(seconds=1):
-                middle = low + (high - low) / 2
-                low, high = (middle, high) if _offset(middle, here) == offset else (low, middle)
-            until = high.replace(microsecond=0)
-            yield until, offset
-            offset = _offset(later, here)
-        moment = later
-    yield end, offset
-
-
-def _offset(moment: datetime, here: ZoneInfo) -> timedelta:
-    return moment.astimezone(here).utcoffset() or timedelta(0)
+    inside: QuerySet[Any, Any] = _within(rows, span).annotate(day=day_of(span, "at"))
+    return {read_day(row["day"]): _sum(row) for row in inside.values("day").annotate(**SUMS)}
 
 
 def _sum(row: dict[str, Any]) -> Sum:

@@ -1,7 +1,7 @@
 """What is derived from rows and `now`: status, ETA, staleness; nothing here is stored."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -184,12 +184,20 @@ def views(projects: Iterable[Project], now: datetime) -> list[ProjectView]:
     return [ProjectView(project, stories.get(project.pk, []), now) for project in rows]
 
 
+# Filled in by who is above: a family of subjects, and what looks up the titles of some names of it.
+titles_of: dict[str, Callable[[set[str]], dict[str, str]]] = {}
+
+# What says no more than what the event beside it says.
+SMALL = ("worker.heartbeat", "project.changed", "task.heartbeat", "task.spawned", "task.exited")
+
+
 def events(
     filters: dict[str, str], *, before: int | None = None, limit: int, visible_to: str = "", headlines: bool = False
 ) -> list[Event]:
     """Return events newest first. Exact filters: kind, subject, actor, project; `kind` may end in `.` for a family.
 
-    Heartbeats are left out unless a kind is asked for, and of `headlines` also what only says that a file changed.
+    Heartbeats of workers are left out unless a kind is asked for, and of `headlines` also what is SMALL, unless a kind
+    or a subject is asked for.
     """
     rows = Event.objects.all()
     # PostgreSQL refuses to look for NUL; no event holds one.
@@ -201,9 +209,7 @@ def events(
     if kind := filters.get("kind", ""):
         rows = rows.filter(Q(kind__startswith=kind) if kind.endswith(".") else Q(kind=kind))
     else:
-        rows = rows.exclude(
-            kind__in=("worker.heartbeat", "project.changed", "task.heartbeat") if headlines else ("worker.heartbeat",)
-        )
+        rows = rows.exclude(kind__in=SMALL if headlines and not filters.get("subject") else ("worker.heartbeat",))
     if visible_to:
         rows = rows.filter(project=visible_to)
     if before:
@@ -211,8 +217,27 @@ def events(
     return list(rows.order_by("-id")[:limit])
 
 
+def entitled(events: list[Event]) -> list[Event]:
+    """Return the events, each with the title of its subject where that has one; a query a family at most."""
+    known = titles({event.subject for event in events})
+    for event in events:
+        event.title = known.get(event.subject, "")
+    return events
+
+
+def titles(subjects: set[str]) -> dict[str, str]:
+    """Return the titles of those of these subjects that have one and still are."""
+    found: dict[str, str] = {}
+    for family, look_up in titles_of.items():
+        names = {subject.partition(":")[2] for subject in subjects if subject.startswith(f"{family}:")}
+        found |= {f"{family}:{name}": title for name, title in (look_up(names) if names else {}).items()}
+    return found
+
+
 def events_of_subject(subject: str, limit: int = 20) -> list[Event]:
-    return list(Event.objects.filter(subject=subject).order_by("-id")[:limit])
+    """Return the newest events of one thing, without those that only say that a file has changed."""
+    rows = Event.objects.filter(subject=subject).exclude(kind="project.changed")
+    return list(rows.order_by("-id")[:limit])
 
 
 def iterations_of(project: Project) -> QuerySet[Iteration]:

@@ -43,11 +43,13 @@ def events(request: HttpRequest) -> HttpResponse:
     filters = {name: request.GET.get(name, "").strip()[:200] for name in ("kind", "subject", "actor", "project")}
     before = request.GET.get("before", "")
     start = int(before) if before.isascii() and before.isdigit() and len(before) < 19 else None
-    rows = projects.events(filters, before=start, limit=EVENTS_PAGE + 1)
-    shown = rows[:EVENTS_PAGE]
+    small = request.GET.get("small") == "1"
+    rows = projects.events(filters, before=start, limit=EVENTS_PAGE + 1, headlines=not small)
+    shown = projects.entitled(rows[:EVENTS_PAGE])
     context: dict[str, Any] = {
         "events": shown,
         "filters": filters,
+        "small": small,
         "filtered": any(filters.values()),
         "before": start,
         "older": shown[-1].id if len(rows) > EVENTS_PAGE else None,
@@ -61,7 +63,7 @@ def event(request: HttpRequest, number: int) -> HttpResponse:
     row = Event.objects.filter(pk=number).first()
     if row is None:
         raise Missing("not-found", f"There is no event {number}, or retention has deleted it.")
-    return page(request, "event.html", {"event": row})
+    return page(request, "event.html", {"event": projects.entitled([row])[0]})
 
 
 @require_safe

@@ -66,6 +66,7 @@ class Run(models.Model):
         ]
         indexes = [
             models.Index(fields=["profile", "ended_at"], name="run_profile"),
+            models.Index(fields=["ended_at"], name="run_ended"),
             models.Index(fields=["process"], name="run_process", condition=Q(process__isnull=False)),
             models.Index(fields=["timeout_at"], name="run_timeout", condition=Q(ended_at=None)),
         ]

@@ -220,7 +220,7 @@ def switchboard(profiles: Mapping[str, Profile], *, dispatches: bool, now: datet
     row = Board.objects.filter(id=1).first() or Board(id=1)
     last = row.last_pass_at
     return {
-        "told": [(word, row.last_pass.get(name, 0)) for name, word in PASS.items()] if row.last_pass else [],
+        "told": [(word, number) for name, word in PASS.items() if (number := (row.last_pass or {}).get(name))],
         "paused": [profile for profile in profiles.values() if profile.paused_at is not None],
         "board": row,
         "dispatches": dispatches,

@@ -2,7 +2,7 @@
 
 from kanban.queries.board import board
 from kanban.queries.detail import EVENTS_SHOWN, detail, get_run, get_task
-from kanban.queries.events import KINDS, event_document, latest_event_id
+from kanban.queries.events import KINDS, event_document, latest_event_id, titles
 from kanban.queries.fields import document, epoch, read_document
 from kanban.queries.stats import stats
 
@@ -19,4 +19,5 @@ __all__ = [
     "latest_event_id",
     "read_document",
     "stats",
+    "titles",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.db import connection
 
+from kanban.models import Task
 from projects.models import Event
 
 PREFIX = "task."
@@ -73,3 +74,8 @@ def event_document(
 _EVENTS = Event._meta.db_table  # noqa: SLF001 (Django's documented way to a table's name)
 _OF_A_KIND = f"SELECT max(id) AS id FROM {_EVENTS} WHERE kind = %s"  # noqa: S608 (constants only)
 _LATEST = f"SELECT max(id) FROM ({' UNION ALL '.join([_OF_A_KIND] * len(KINDS))}) newest"  # noqa: S608
+
+
+def titles(ids: set[str]) -> dict[str, str]:
+    """Return the titles of those of these tasks that still are, by id."""
+    return dict(Task.objects.filter(pk__in=ids).values_list("id", "title"))

@@ -12,6 +12,7 @@ from ninja.params.functions import Query
 
 from projects import costs, disk, queries, ralph, streams
 from projects.access import Identity
+from projects.days import wanted_days
 from projects.errors import Broken, Missing, Rejected
 from projects.models import Iteration
 from projects.relay import Filter, page_of
@@ -66,7 +67,7 @@ async def stream(request: HttpRequest, since: str = "") -> StreamingHttpResponse
 @router.get("/usage", response={200: UsageOut, STRANGERS: ErrorOut})
 def usage(request: HttpRequest, days: str = "") -> HttpResponse:
     """What loops cost: today, in the last `days` days (1 to 365, more is 365, anything else 7), and ever."""
-    return _json(costs.document(costs.wanted_days(days), timezone.now(), identity_of(request).project))
+    return _json(costs.document(wanted_days(days), timezone.now(), identity_of(request).project))
 
 
 @router.get("/{slug}/log", response={200: ProgressOut, 400: ErrorOut, STRANGERS: ErrorOut})

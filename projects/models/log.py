@@ -17,6 +17,8 @@ class Event(models.Model):
     actor = models.CharField(max_length=200, blank=True, default="")
     run = models.CharField(max_length=64, blank=True, default="")
     payload = models.JSONField(default=dict, blank=True)
+    # What its subject is called, set by who shows it (projects.queries.entitled); no column.
+    title = ""
 
     class Meta:
         ordering = ["id"]
@@ -63,7 +65,7 @@ class Event(models.Model):
     @property
     def summary(self) -> str:
         """What happened, in one sentence for a person."""
-        return sentence(self.kind, self.subject, self.payload)
+        return sentence(self.kind, self.subject, self.payload, self.title)
 
 
 class EventFloor(models.Model):

@@ -4,6 +4,7 @@ A pure leaf: it knows no Django and no settings. It never resets, never runs a p
 leaves the loop's own files alone. Rules: spec/projects.md, section 5.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from projects.rollback.examination import Examination, failed, rolled_back
 from projects.rollback.plan import FileChange, Plan, Preview, Wanted
 from projects.rollback.refusal import Refused, in_order
 from projects.rollback.repository import Repository, open_repository, sweep_scratch
+from projects.rollback.trees import recent
 
 __all__ = [
     "FileChange",
@@ -31,6 +33,9 @@ __all__ = [
     "undo",
 ]
 
+# So many commits are offered.
+RECENT = 30
+
 
 def preview(
     root: Path, prd: Path | None, wanted: Wanted, *, own_story: str = "", scratch: Path | None = None
@@ -45,7 +50,8 @@ def preview(
     try:
         repository = open_repository(root)
         with repository.aside(scratch) as (aside, folder):
-            return Examination(aside, folder, prd, wanted, own_story=own_story, at=datetime.now(UTC)).seen
+            seen = Examination(aside, folder, prd, wanted, own_story=own_story, at=datetime.now(UTC)).seen
+            return replace(seen, recent=recent(aside, seen.head, RECENT)) if seen.head else seen
     except Refused as refusal:
         return Preview(blockers=in_order([refusal]))
     except (git.GitError, OSError) as error:

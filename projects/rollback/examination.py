@@ -73,7 +73,8 @@ class Examination:
             found = self._try(lambda: self._changes(head, tree))
         self._try(lambda: states.refuse_dirt(self.repository, self.folder, self.bookkeeping, found or []))
         if commit is not None:
-            self._try(lambda: self._story(commit))
+            if not any(one.code == "already-rolled-back" for one in self._blockers):
+                self._try(lambda: self._story(commit))
             self._try(lambda: self._upstreams(commit))
         if commit is not None and found is not None and not self._blockers:
             self._try(lambda: self._plan(head, commit, tree, found))

@@ -38,7 +38,8 @@ class Preview:
     """What a page shows, also when it cannot be done; an empty field could not be told.
 
     `commit` is what is undone; `subject`, `author`, `at` (aware) and `parents` are its own. `files` is capped,
-    `files_total` is not; `added` and `removed` are lines in all. `blockers` are in the order of the rules.
+    `files_total` is not; `added` and `removed` are lines in all. `blockers` are in the order of the rules. `recent` are
+    the last commits of the branch, newest first, as (id, subject): another one to choose.
     """
 
     head: str = ""
@@ -59,6 +60,7 @@ class Preview:
     pushed: bool = False
     upstreams: tuple[str, ...] = ()
     blockers: tuple[Refused, ...] = ()
+    recent: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

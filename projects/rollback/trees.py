@@ -100,6 +100,15 @@ def read_commits(repository: Repository, *names: str) -> list[Commit]:
     return commits
 
 
+def recent(repository: Repository, head: str, count: int) -> tuple[tuple[str, str], ...]:
+    """Return (id, subject) of the last `count` commits from `head` on, along first parents; () when git fails."""
+    try:
+        ids = repository.line("rev-list", "--first-parent", f"--max-count={count}", head).split()
+        return tuple((commit.sha, commit.subject) for commit in read_commits(repository, *ids))
+    except git.GitError:
+        return ()
+
+
 def read_blob(repository: Repository, oid: str, limit: int) -> bytes | None:
     """Return a blob's bytes, or None when there is none of that name or it is larger than `limit`."""
     asked = repository.git("cat-file", "--batch-check=%(objecttype) %(objectsize)", input=f"{oid}\n".encode())

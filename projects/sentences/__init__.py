@@ -9,11 +9,11 @@ from projects.sentences.words import Payload, Tell, changed, exit_words, length,
 __all__ = ["SENTENCES", "cleaned", "length", "sentence"]
 
 
-def sentence(kind: str, subject: str, payload: Payload) -> str:
-    """Return the sentence; a kind that has none is told by its payload."""
+def sentence(kind: str, subject: str, payload: Payload, title: str = "") -> str:
+    """Return the sentence; a kind that has none is told by its payload. With a title the subject goes by that."""
     _family, _colon, name = subject.partition(":")
     slug, _slash, part = name.partition("/")
-    context = {"name": name, "slug": slug, "part": part}
+    context = {"name": _("“%s”") % title if title else name, "slug": slug, "part": part}
     tell = SENTENCES.get(kind)
     return tell(context, payload) if tell else plain(payload)
 
@@ -183,7 +183,7 @@ SENTENCES: dict[str, Tell] = {
     "project.changed": changed,
     "project.error": says("%(name)s cannot be read", reason="error"),
     "project.missing": says("%(name)s is gone", reason="path"),
-    "story.passed": says("%(part)s passed in %(slug)s"),
+    "story.passed": says("%(part)s passed in %(slug)s", reason="title"),
     "story.failed": says("%(part)s failed in %(slug)s", reason="reason"),
     "story.blocked": says("%(part)s is blocked in %(slug)s", reason="reason"),
     "story.requeue_asked": says("%(part)s of %(slug)s is to be opened again"),

@@ -63,6 +63,13 @@ def _failed(text: str) -> Tell:
     return tell
 
 
+def _commented(context: dict[str, str], payload: Payload) -> str:
+    author = str(payload.get("author") or "?")
+    if author.startswith("run:"):
+        return _("The worker of %(name)s commented") % context
+    return _("%(author)s commented on %(name)s") % {**context, "author": author}
+
+
 def _about(text: str, **keys: str) -> Tell:
     """Return a sentence with parts of the payload in it: `keys` name them, with what stands for a missing one."""
     return lambda context, payload: _(text) % {**context, **{key: payload.get(key) or _(keys[key]) for key in keys}}
@@ -120,7 +127,7 @@ OF_TASKS: dict[str, Tell] = {
     "task.assigned": _about("%(name)s is given to %(assignee)s", assignee="nobody"),
     "task.linked": _about("%(child)s waits for %(parent)s", child="?", parent="?"),
     "task.unlinked": _about("%(child)s no longer waits for %(parent)s", child="?", parent="?"),
-    "task.commented": _about("%(author)s commented on %(name)s", author="?"),
+    "task.commented": _commented,
     "task.status": _placed("%(name)s moved to %(place)s"),
     "task.priority": _about("Priority of %(name)s set to %(priority)s", priority="0"),
     "task.edited": changed,

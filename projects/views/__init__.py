@@ -1,4 +1,4 @@
-"""Pages of this app: projects, stories, iterations, costs."""
+"""Pages of this app: projects, stories, iterations."""
 
 import os
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_safe
 
-from projects import costs, disk, exports, queries, sorting, streams
+from projects import costs, disk, queries, sorting, streams
 from projects.errors import Missing
 from projects.models import Iteration, Project, Story
 from projects.pages import page
@@ -56,8 +56,6 @@ ITERATION_SORTS = {
     "took": By(gettext_lazy("Took"), (F("ended_at") - F("started_at"),), begins_high=True),
     "size": By(gettext_lazy("Log"), ("size",), begins_high=True),
 }
-COST_DAYS = (7, 30, 90, 365)
-COST_DAYS_DEFAULT = 30
 
 
 @require_safe
@@ -104,7 +102,7 @@ def project(request: HttpRequest, slug: str) -> HttpResponse:
         "spent": costs.bill(row, iterations),
         "dearest": max((added for added in map(_spent, iterations) if added and added.cost), key=_cost, default=None),
         "progress": _progress(tail) if tail else None,
-        "events": queries.events({"project": row.slug}, limit=EVENTS_SHOWN, headlines=True),
+        "events": queries.entitled(queries.events({"project": row.slug}, limit=EVENTS_SHOWN, headlines=True)),
         "stop": queries.open_stop(row) if getattr(row, "is_asked", False) else None,
         "rolling": queries.open_rollback(row) if getattr(row, "is_rolling", False) else None,
     }
@@ -202,41 +200,6 @@ def iteration_log(request: HttpRequest, slug: str, number: int) -> StreamingHttp
     response = StreamingHttpResponse(streams.pieces(whole), content_type="text/plain; charset=utf-8")
     response["Content-Disposition"] = f'attachment; filename="{slug}-iteration-{number}.log"'
     return response
-
-
-@require_safe
-def cost_report(request: HttpRequest) -> HttpResponse:
-    """What loops cost, by day, project, story and model; window and project stand in the address."""
-    slug, days = _cost_filters(request)
-    found = costs.report(days, timezone.now(), slug)
-    reporting = costs.reporting()
-    context = {
-        "costs": found,
-        "slug": slug,
-        "days": days,
-        "choices": COST_DAYS,
-        "slugs": [row["slug"] for row in reporting if row["has_entries"]],
-        "unread": [row for row in reporting if (row["rejected"] or row["problem"]) and slug in {"", row["slug"]}],
-        "zone": settings.TIME_ZONE,
-    }
-    return page(request, "projects/costs.html", context, {"costs": "projects/_costs.html"})
-
-
-@require_safe
-def cost_export(request: HttpRequest) -> StreamingHttpResponse:
-    """The entries of the window as CSV."""
-    slug, days = _cost_filters(request)
-    span = costs.window(days, timezone.now())
-    rows = exports.pieces(exports.costs_csv(span, slug))
-    response = StreamingHttpResponse(rows, content_type="text/csv; charset=utf-8")
-    name = f"andon-costs-{span.first}-to-{span.today}.csv"
-    response["Content-Disposition"] = f'attachment; filename="{name}"'
-    return response
-
-
-def _cost_filters(request: HttpRequest) -> tuple[str, int]:
-    slug = request.GET.get("project", "").strip()[:80]
-    return slug, costs.wanted_days(request.GET.get("days", ""), COST_DAYS_DEFAULT)
 
 
 def _spent(iteration: Iteration) -> costs.Sum | None:

@@ -58,6 +58,7 @@ def preview(request: HttpRequest, slug: str) -> HttpResponse:
         context |= {
             "look": look,
             "seen": look.seen,
+            "chosen_is_older": bool(look.seen.commit) and look.seen.commit not in dict(look.seen.recent),
             "branch": look.seen.branch.removeprefix("refs/heads/"),
             "blockers": [{"code": each.code, "detail": each.detail, **each.extra} for each in look.blockers],
             "files": look.seen.files[:FILES_SHOWN],

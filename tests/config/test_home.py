@@ -175,9 +175,6 @@ class TestCostToday:
         assert home()["cost_today"] == Sum()
         assert "of tasks" not in sign_in().get("/").content.decode()
 
-    def test_the_costs_page_says_what_it_counts(self, sign_in):
-        assert "What an attempt at a task cost stands on its own page" in sign_in().get("/costs/").content.decode()
-
 
 def test_home_costs_at_most_12_queries_with_everything_on_it(
     make_process, imported, sign_in, django_assert_max_num_queries

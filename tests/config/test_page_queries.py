@@ -16,11 +16,11 @@ from tests.projects.files import write_log
 
 pytestmark = pytest.mark.django_db
 MOST = 12
-# The search looks into each kind of thing by a query of its own; its count is pinned in test_search.py.
 PATHS = (
     "/",
     "/help/",
     "/search/",
+    "/search/?q=p0",
     "/projects/",
     "/projects/?sort=-left",
     "/projects/p00/",

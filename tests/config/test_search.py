@@ -15,10 +15,9 @@ from projects.templatetags.andon import WORDS
 from services.models import ManagedProcess
 from services.states import HostStatus, Purpose, Status
 from tests.contracts.source import ROOT
+from tests.kanban import rows
 
 pytestmark = pytest.mark.django_db
-FRAME = 5  # session, user, groups, preference, log head
-FINDERS = 9  # one each, and a second of events: a whole subject
 
 
 @pytest.fixture
@@ -131,9 +130,12 @@ class TestSearch:
         for name in ("web-garden", "web-orchard", "web-shop"):
             imported(name, states=("passed", "pending"))
             make_process(f"{name}-service")
-        client = sign_in()
-        with django_assert_max_num_queries(FRAME + FINDERS + 3):  # the log's head twice and the newest attempt
-            client.get("/search/?q=web")
+            make_process(f"{name}-loop", purpose=Purpose.LOOP)
+            rows.started(title=name)
+        client = sign_in("admin")
+        for text in ("web", "12", f"task:{rows.task('web').pk}"):
+            with django_assert_max_num_queries(12):
+                client.get("/search/", {"q": text})
 
     def test_says_what_to_do_when_nothing_matches(self, sign_in):
         client = sign_in("viewer")

@@ -5,11 +5,13 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from kanban.models import Task
 from projects import importer
 from projects.events import SWEEP, record, writing
 from projects.models import ApiToken, Event, Preference
 from services import lifecycle
 from services.processes import Identity
+from tests.kanban import rows
 from tests.projects.files import write_log
 
 pytestmark = pytest.mark.django_db
@@ -79,6 +81,30 @@ class TestEvents:
         family = client.get("/events/?kind=worker.").content.decode()
         assert "worker.started" in family
         assert "project.found" not in family
+
+    def test_small_changes_are_left_out_until_they_are_asked_for(self, sign_in, db):
+        with writing():
+            record("project.changed", "project:a", by=SWEEP, now=timezone.now(), project="a")
+            record("task.heartbeat", "task:t_1", by=SWEEP, now=timezone.now(), note="Halfway")
+        client = sign_in()
+        text = client.get("/events/").content.decode()
+        assert "project.changed" not in text
+        assert "Halfway" not in text
+        for query in ("small=1", "kind=task.heartbeat", "subject=task:t_1"):
+            text = client.get(f"/events/?{query}").content.decode()
+            assert "Halfway" in text, query
+            assert ('name="small" value="1" checked' in text) == (query == "small=1")
+
+    def test_a_task_goes_by_its_title_while_it_is_there(self, sign_in, django_assert_max_num_queries):
+        task = rows.task('Paint <b>100 %</b> of "it"')
+        client = sign_in()
+        pages = ("/", "/events/", f"/events/{Event.objects.get(kind='task.created').pk}/", f"/search/?q={task.subject}")
+        for path in pages:
+            with django_assert_max_num_queries(12):
+                text = client.get(path).content.decode()
+            assert "“Paint &lt;b&gt;100 %&lt;/b&gt; of &quot;it&quot;” made" in text, path
+        Task.objects.all().delete()
+        assert f"{task.pk} made" in client.get("/events/").content.decode()
 
     def test_pages_by_cursor_and_never_counts(self, sign_in, django_assert_max_num_queries):
         with writing():

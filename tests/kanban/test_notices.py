@@ -19,6 +19,7 @@ from kanban.states import DELIVERY_MOVES, NOTICE_FAILURES, NOTICE_LEASE, Deliver
 from projects.errors import Conflict, Missing, Rejected
 from projects.events import By, record, writing
 from projects.models import Event, EventFloor
+from tests.kanban import rows
 from tests.kanban.endpoint import answer, endpoint
 
 pytestmark = pytest.mark.django_db
@@ -408,6 +409,13 @@ class TestMail:
         made = Delivery.objects.get()
         assert letter.extra_headers["Message-ID"] == f"<{made.delivery_id}@andon>"
         assert (made.status, made.response_status) == ("delivered", None)
+
+    def test_calls_a_task_by_its_title(self, mailed, now):
+        task = rows.task("Choose the soil")
+        notices.feed(now=now)
+        send(mailed, now)
+        assert mail.outbox[0].subject.startswith("[Andon] “Choose the soil” made")
+        assert task.pk in mail.outbox[0].body
 
     def test_refuses_what_is_no_address_and_a_secret(self, mailed, now):
         for address in ("nobody", "a@b@c", "anna@example.org\nBcc: x@example.org"):

@@ -96,7 +96,7 @@ class TestPage:
     def test_is_live_as_the_fragment_of_itself(self, sign_in, report):
         report("alpha", {"cost": 1})
         client = sign_in()
-        assert 'data-live="project:" data-live-url="/costs/?days=7"' in client.get("/costs/?days=7").content.decode()
+        assert 'data-live-url="/costs/?days=7"' in client.get("/costs/?days=7").content.decode()
         text = client.get("/costs/?days=7", headers={"HX-Request": "true", "HX-Target": "costs"}).content.decode()
         assert 'id="costs"' in text
         assert "<html" not in text

@@ -9,6 +9,7 @@ from django.test import Client
 
 from config.environment import Nonsense, read
 from projects import costs
+from projects.days import wanted_days, window, zone
 from projects.models import Iteration, Project, UsageEntry
 from tests.projects.files import write_log
 
@@ -39,7 +40,7 @@ class TestWindow:
         ],
     )
     def test_days_that_were_asked_for(self, text, days):
-        assert costs.wanted_days(text) == days
+        assert wanted_days(text) == days
 
     @pytest.mark.parametrize(
         ("zone", "today", "start"),
@@ -51,7 +52,7 @@ class TestWindow:
     )
     def test_includes_today_in_the_sites_zone(self, settings, now, zone, today, start):
         settings.TIME_ZONE = zone
-        span = costs.window(7, now)
+        span = window(7, now)
         assert (span.today, span.first, span.start) == (today, today - timedelta(days=6), start)
 
     def test_the_zone_comes_from_the_environment(self, tmp_path):
@@ -164,7 +165,7 @@ class TestReport:
         found = {bar.day: bar.sum.runs for bar in costs.report(365, now).by_day if bar.sum.runs}
         expected: dict[date, int] = {}
         for at in hours:
-            day = at.astimezone(costs.zone()).date()
+            day = at.astimezone(zone()).date()
             expected[day] = expected.get(day, 0) + 1
         assert found == expected
 

@@ -16,6 +16,7 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
     ("kind", "subject", "payload", "said"),
     [
         ("story.passed", "story:demo/US-1", {}, "US-1 passed in demo"),
+        ("story.passed", "story:demo/US-1", {"title": "Open up"}, "US-1 passed in demo: Open up"),
         ("story.failed", "story:demo/a/b", {"reason": "no"}, "a/b failed in demo: no"),
         ("iteration.finished", "iteration:demo/4", {"duration_s": 372.4}, "Iteration 4 of demo took 6 min 12 s"),
         ("iteration.finished", "iteration:demo/4", {}, "Iteration 4 of demo finished"),
@@ -48,6 +49,8 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
             "A declaration in demo was refused: specs-empty",
         ),
         ("task.created", "task:t_1", {"status": "todo"}, "t_1 made: to do"),
+        ("task.commented", "task:t_1", {"author": "run:t_1/2"}, "The worker of t_1 commented"),
+        ("task.commented", "task:t_1", {"author": "anna"}, "anna commented on t_1"),
         ("task.created", "task:t_1", {"status": "ready", "assignee": "demo"}, "t_1 made for demo: ready"),
         ("task.claimed", "task:t_1", {"profile": "demo"}, "t_1 is claimed for demo"),
         ("task.claimed", "task:t_1", {}, "t_1 is claimed for a worker elsewhere"),

@@ -207,6 +207,18 @@ class TestRollback:
         assert (root / "b.py").read_text() == "b = 2\n"
         assert row.get_absolute_url() in operator.get("/projects/demo/rollback/").content.decode()
 
+    def test_after_one_an_older_commit_is_chosen(self, root, worker, operator):
+        older, newest = git(root, "rev-parse", "HEAD~1"), git(root, "rev-parse", "HEAD")
+        text = operator.get("/projects/demo/rollback/").content.decode()
+        assert f'<option value="{newest}" selected>' in text
+        assert f'<option value="{older}">' in text
+        operator.post("/projects/demo/rollback/confirm/", self.fields(root, story="US-002"))
+        text = operator.get("/projects/demo/rollback/").content.decode()
+        assert text.count("data-blocker") == 1
+        assert "Choose an older commit" in text
+        chosen = operator.get(f"/projects/demo/rollback/?commit={older}").content.decode()
+        assert f'<option value="{older}" selected>' in chosen
+
     def test_a_stale_preview_is_shown_against_now(self, root, worker, operator):
         fields = self.fields(root)
         now = commit(root, "more", c__py="c")
