@@ -1,10 +1,11 @@
 """What a person is in the middle of survives an update; keys lead everywhere, and never while somebody writes."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.test_first_steps import live
 from tests.projects.files import write_prd, write_project
@@ -19,23 +20,42 @@ def garden(andon: Up) -> Path:
     return root
 
 
-def change(root: Path, page: Page, passed: int) -> None:
-    """Let stories pass, and wait until the page says so."""
-    write_prd(root, *["passed"] * passed, *["pending"] * (40 - passed))
+def let_pass(root: Path, **document: str) -> int:
+    """Let two more stories pass, so that a second try sees a change as well; returns how many then do."""
+    path = root / "scripts/ralph/prd.json"
+    passed = sum(story["passes"] for story in json.loads(path.read_text(encoding="utf-8"))["userStories"]) + 2
+    write_prd(root, *["passed"] * passed, *["pending"] * (40 - passed), **document)
+    return passed
+
+
+def change(root: Path, page: Page, **document: str) -> None:
+    """Let stories pass, and wait until both fragments that tell of it say so."""
+    passed = let_pass(root, **document)
     expect(page.locator("#stories [data-status=passed]")).to_have_count(passed, timeout=10_000)
+    expect(page.locator("#project-header .progress")).to_contain_text(f"{passed}/40", timeout=10_000)
+
+
+def with_something_to_open(route: Route) -> None:
+    """Let the server send a header with something to open, closed each time: this one has nothing of its own."""
+    answer = route.fetch()
+    more = '<details id="more"><summary>More</summary><p>inside</p></details><dl class="figures">'
+    route.fulfill(response=answer, body=answer.text().replace('<dl class="figures">', more))
+
+
+def top(page: Page) -> float:
+    """Return where on the screen the focused element is."""
+    return page.evaluate("document.activeElement.getBoundingClientRect().top")
 
 
 def test_focus_selection_scroll_and_what_is_open_survive_a_morph(visit, garden: Path):
     page = visit()
     page.goto("/projects/garden/")
     live(page)
-    # As a fragment with something to open: what the server sends has it closed.
-    page.evaluate("""() => {
-      const more = document.createElement("details");
-      more.innerHTML = "<summary>More</summary><p>inside</p>";
-      more.id = "opened";
-      document.querySelector("#project-header").append(more);
-    }""")
+    # Fragments alone: a page that did not come from the server itself may not open a socket to it.
+    page.route("**/projects/garden/", with_something_to_open)
+    header = page.locator("#project-header")
+    header.evaluate("node => node.dispatchEvent(new CustomEvent('andon:refresh', {bubbles: true}))")
+    page.locator("#more summary").click()
     page.locator("#stories a", has_text="Story 9").first.focus()
     page.evaluate("window.scrollTo(0, 400)")
     page.evaluate("""() => {
@@ -44,11 +64,31 @@ def test_focus_selection_scroll_and_what_is_open_survive_a_morph(visit, garden: 
     }""")
     page.locator(".menu summary").evaluate("node => { node.parentElement.open = true }")
     selected = page.evaluate("getSelection().toString()")
-    change(garden, page, 3)
+    before = top(page)
+    change(garden, page)
     assert page.evaluate("document.activeElement.textContent").startswith("Story 9")
     assert page.evaluate("getSelection().toString()") == selected != ""
+    # What closes above moves the page: it is named first.
+    assert page.locator("#more").evaluate("node => node.open")
     assert page.evaluate("window.scrollY") == 400
+    assert top(page) == before
     assert page.locator(".menu").evaluate("node => node.open")
+    page.unroute_all(behavior="wait")
+
+
+def test_what_is_read_stays_in_place_while_something_above_it_grows(visit, garden: Path):
+    page = visit()
+    page.goto("/projects/garden/")
+    live(page)
+    # Whatever an earlier try described is gone before anything is measured.
+    change(garden, page)
+    page.locator("#stories a", has_text="Story 9").first.focus()
+    page.evaluate("window.scrollTo(0, 400)")
+    before = top(page)
+    change(garden, page, description="What it is for. " * 20)
+    expect(page.locator("#project-header .lead")).to_be_attached()
+    assert page.evaluate("window.scrollY") > 400
+    assert abs(top(page) - before) < 1
 
 
 def test_what_somebody_types_is_not_written_over(visit, garden: Path):
@@ -58,9 +98,8 @@ def test_what_somebody_types_is_not_written_over(visit, garden: Path):
     page.fill("main [data-search]", "gard")
     expect(page).to_have_url(re.compile(r"\?q=gard$"))
     expect(page.locator("#projects article")).to_have_count(1)
-    change_seen = page.locator("#projects", has_text="5/40")
-    write_prd(garden, *["passed"] * 5, *["pending"] * 35)
-    expect(change_seen).to_be_visible(timeout=10_000)
+    passed = let_pass(garden)
+    expect(page.locator("#projects")).to_contain_text(f"{passed}/40", timeout=10_000)
     assert page.input_value("main [data-search]") == "gard"
     assert page.evaluate("document.activeElement.matches('[data-search]')")
 
