@@ -24,6 +24,7 @@ class CleanUp(models.Model):
     left = models.BooleanField(default=False)
 
     class Meta:
+        verbose_name = "clean-up"
         ordering = ["-id"]
         constraints = [
             models.UniqueConstraint(fields=["node"], condition=Q(ended_at=None), name="one_open_clean_up_a_node"),

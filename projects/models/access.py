@@ -30,6 +30,7 @@ class ApiToken(models.Model):
 
     class Meta:
         ordering = ["name"]
+        verbose_name = "API token"
         constraints = [
             models.UniqueConstraint(fields=["name"], condition=Q(revoked_at=None), name="token_name_unique_while_live")
         ]
@@ -52,6 +53,7 @@ class SignInLink(models.Model):
 
     class Meta:
         ordering = ["-created_at"]
+        verbose_name = "sign-in link"
 
     def __str__(self) -> str:
         return f"sign-in link of {self.user}"
