@@ -18,7 +18,7 @@ from projects import exports, sorting
 from projects.pages import page
 from projects.sorting import By, Order
 
-ROWS = 100
+ROWS = 50
 CHUNK = 1000
 SORTS = {
     "title": By(gettext_lazy("Task"), ("title",)),

@@ -102,11 +102,14 @@ def read_commits(repository: Repository, *names: str) -> list[Commit]:
 
 def recent(repository: Repository, head: str, count: int) -> tuple[tuple[str, str], ...]:
     """Return (id, subject) of the last `count` commits from `head` on, along first parents; () when git fails."""
+    plainly = ("--no-commit-header", "--encoding=UTF-8", "--format=%H %s")
     try:
-        ids = repository.line("rev-list", "--first-parent", f"--max-count={count}", head).split()
-        return tuple((commit.sha, commit.subject) for commit in read_commits(repository, *ids))
+        listed = repository.line("rev-list", "--first-parent", f"--max-count={count}", *plainly, head)
     except git.GitError:
         return ()
+    return tuple(
+        (sha, one_line(subject, 200)) for sha, _, subject in (row.partition(" ") for row in listed.split("\n"))
+    )
 
 
 def read_blob(repository: Repository, oid: str, limit: int) -> bytes | None:

@@ -39,6 +39,7 @@ def pages(table: Table) -> None:
             # Nobody works while pages are measured.
             page.goto("/system/")
             page.locator("[formaction='/kanban/dispatch/pause/']").first.click()
+            wait_for(lambda: up.events("loop.completed"), 120, 0.5)
             seeding = {**up.env, "DJANGO_SETTINGS_MODULE": "config.settings"}
             subprocess.run([sys.executable, "-m", "tests.benchmarks.seeding", str(EACH)], env=seeding, check=True)
             for walk in PAGES:
