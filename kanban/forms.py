@@ -202,6 +202,14 @@ class CompleteForm(Seen):
     result = _text(gettext_lazy("Result"), hint=gettext_lazy("Markdown; tasks that wait for this one read it."))
 
 
+class AnswerForm(Seen):
+    """What somebody says before a blocked task goes on; it becomes a comment."""
+
+    answer = _text(
+        gettext_lazy("Your answer"), hint=gettext_lazy("Markdown; the next worker reads it. Empty = it just goes on.")
+    )
+
+
 class CommentForm(forms.Form):
     """Something said about a task."""
 

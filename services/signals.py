@@ -33,7 +33,8 @@ def send(
     except (Refused, OSError) as refusal:
         log.warning("signal %s to the group of %s: %s", number, leader.pid if leader else None, refusal)
     count = 0
-    for identity in alone:
+    # The older first: a shell whose child ends before it hears goes on with its next line.
+    for identity in sorted(alone, key=lambda one: (one.start_ticks, one.pid)):
         try:
             count += kernel.signal(identity, number)
         except (Gone, Unknown, Refused, OSError) as refusal:

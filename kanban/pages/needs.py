@@ -153,7 +153,7 @@ def _blocked(row: Row) -> dict[str, Any]:
         )
     title = _("needs what its worker cannot do") if row.kind == BlockKind.CAPABILITY else _("waits for your answer")
     reason = row.reason or _("No reason was given.")
-    return _of_task(row, "special", title, reason, mark="blocked", post=("unblock", _("Unblock")))
+    return _of_task(row, "special", title, reason, mark="blocked", ask=("unblock", _("Answer…")))
 
 
 def _review(row: Row) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from kanban import lifecycle
 from kanban.forms import (
+    AnswerForm,
     AssignForm,
     BlockForm,
     CommentForm,
@@ -35,8 +36,11 @@ from projects.errors import Conflict, DomainError, Missing
 from projects.events import By, writing
 from projects.pages import page
 from projects.states import Role
+from projects.templatetags.andon import visible
 
 Typed = dict[str, Any]
+# So much of what a worker asked stands above the answer, in characters.
+QUESTION_SHOWN = 4000
 FORMS: dict[str, type[Seen]] = {
     "edit": EditForm,
     "assign": AssignForm,
@@ -44,6 +48,7 @@ FORMS: dict[str, type[Seen]] = {
     "limit": LimitForm,
     "block": BlockForm,
     "complete": CompleteForm,
+    "unblock": AnswerForm,
 }
 
 
@@ -117,12 +122,14 @@ def _ask(request: HttpRequest, task: Task, button: verbs.Verb, form: forms.Form)
     title, body = str(QUESTIONS.get(button.name, "%s")), ""
     if task.status == Status.RUNNING and button.name in {"block", "complete", "archive", "release", "review"}:
         body = _("Its worker is stopped: what it has done in its workspace stays. This cannot be undone.")
+    if button.name == "unblock":
+        body = visible(task.block_reason[:QUESTION_SHOWN])
     context = {
         "title": title % task.pk,
         "body": body,
         "task": task,
         "action": request.path,
-        "label": button.label.removesuffix("…"),
+        "label": _("Unblock") if button.name == "unblock" else button.label.removesuffix("…"),
         "danger": button.danger,
         "back": form["next"].value() or task.get_absolute_url(),
         "form": form,
@@ -142,7 +149,7 @@ def comment(request: HttpRequest, task_id: str) -> HttpResponse:
     text = form.cleaned_data.get("body", "").replace("\r\n", "\n")
     back = f"{task.get_absolute_url()}#comments"
     try:
-        lifecycle.comment(task, text, author=by.name.partition(":")[2] or by.name, by=by, now=timezone.now())
+        lifecycle.comment(task, text, author=_author(by), by=by, now=timezone.now())
     except DomainError as refusal:
         return answers.refused(request, refusal, back=back)
     return answers.done(request, _("Your comment is there."), back=back)
@@ -204,6 +211,16 @@ def _limit(task: Task, typed: Typed, by: By) -> Task:
     return lifecycle.limit(task, **limits, by=by, now=timezone.now())
 
 
+def _unblock(task: Task, typed: Typed, by: By) -> Task:
+    if answer := typed["answer"].replace("\r\n", "\n").strip():
+        lifecycle.comment(task, answer, author=_author(by), by=by, now=timezone.now())
+    return lifecycle.unblock(task, by=by, now=timezone.now())
+
+
+def _author(by: By) -> str:
+    return by.name.partition(":")[2] or by.name
+
+
 def _block(task: Task, typed: Typed, by: By) -> Task:
     return lifecycle.block(task, typed["reason"], kind=typed["kind"], by=by, now=timezone.now())
 
@@ -217,7 +234,7 @@ Said = Callable[[Task], str]
 VERBS: dict[str, tuple[Callable[[Task, Typed, By], Task], Said]] = {
     "approve": (_plain(lifecycle.approve), lambda task: _("%s is approved.") % task.pk),
     "send_back": (_plain(lifecycle.send_back), lambda task: _("%s is sent back.") % task.pk),
-    "unblock": (_plain(lifecycle.unblock), lambda task: _("%s goes on.") % task.pk),
+    "unblock": (_unblock, lambda task: _("%s goes on.") % task.pk),
     "ready": (_to(Status.READY), lambda task: _("%s is ready.") % task.pk),
     "todo": (_to(Status.TODO), lambda task: _("%s is held.") % task.pk),
     "triage": (_to(Status.TRIAGE), lambda task: _("%s is back in triage.") % task.pk),
@@ -236,6 +253,7 @@ VERBS: dict[str, tuple[Callable[[Task, Typed, By], Task], Said]] = {
 
 # What each page that asks is called.
 QUESTIONS: dict[str, Promise] = {
+    "unblock": gettext_lazy("Answer %s, and let it go on?"),
     "release": gettext_lazy("Release %s?"),
     "review": gettext_lazy("Send %s to review?"),
     "archive": gettext_lazy("Archive %s?"),

@@ -69,6 +69,29 @@ def test_a_worker_that_is_killed_is_shown_crashed_and_the_task_is_tried_again(vi
     andon.post(f"/api/kanban/tasks/{one}/block", {"reason": "seen enough"})
 
 
+def test_a_question_is_answered_from_home_and_the_next_worker_reads_it(visit, andon: Up):
+    page = visit()
+    live(page, "/")
+    one = task(andon, "Choose the soil", "demo: block Peat or coir?", assignee="demo")
+    # By its address: a second try of this test has another of this name.
+    need = page.locator("#needs .need").filter(has=page.locator(f"a[href='/kanban/tasks/{one}/']"))
+    expect(need).to_contain_text("Peat or coir?", timeout=WAIT_MS)
+    need.get_by_role("link", name="Answer…").click()
+    dialog = page.locator("dialog[open]")
+    expect(dialog).to_contain_text("Peat or coir?")
+    dialog.get_by_label("Your answer").fill("Coir, it is in the shed.")
+    dialog.get_by_role("button", name="Unblock").click()
+    expect(page.locator("dialog[open]")).to_have_count(0, timeout=WAIT_MS)
+    wait_for(lambda: kinds(andon, one).count("task.blocked") == 2, 30)
+    assert [kind for kind in kinds(andon, one) if kind in {"task.commented", "task.unblocked"}] == [
+        "task.commented",
+        "task.unblocked",
+    ]
+    assert "Coir, it is in the shed." in page.request.get(f"/api/kanban/tasks/{one}/context").text()
+    live(page, f"/kanban/tasks/{one}/")
+    expect(page.locator("#task-comments")).to_contain_text("Coir, it is in the shed.")
+
+
 def test_a_breaker_that_opens_is_told_at_home_and_reset_there(visit, andon: Up):
     page = visit()
     live(page, "/")

@@ -223,6 +223,25 @@ def test_with_a_long_grace_an_agent_in_the_scripts_group_finishes(yard: Yard) ->
     assert (yard.lines("ended"), is_alive(agent)) == (["loop", "agent"], False)
 
 
+def test_what_an_agent_begins_when_it_is_asked_tidies_up_in_peace(yard: Yard) -> None:
+    tidy = "trap 'echo hurt >> hurt' TERM; sleep 1; echo tidy >> ended"
+    agent = (
+        f"trap {shlex.quote(f'sh -c {shlex.quote(tidy)}; exit 0')} TERM; echo $$ > agent; while :; do sleep 0.1; done"
+    )
+    yard.loop(f"sh -c {shlex.quote(agent)} & {PLAIN}")
+    yard.pid("agent")
+    assert yard.outcome(yard.ask(3600)) == ("stopped", "")
+    assert ("tidy" in yard.lines("ended"), yard.lines("hurt")) == (True, [])
+
+
+def test_what_an_agent_leaves_behind_is_asked_once_it_is_gone(yard: Yard) -> None:
+    agent = "trap 'sleep 300 & echo $! > heir; exit 0' TERM; echo $$ > agent; while :; do sleep 0.1; done"
+    yard.loop(f"sh -c {shlex.quote(agent)} & {PLAIN}")
+    yard.pid("agent")
+    assert yard.outcome(yard.ask(3600)) == ("stopped", "")
+    assert not is_alive(yard.pid("heir"))
+
+
 @pytest.mark.parametrize(
     "content", ["0", "1", "-5", "abc", "99999999999", "link", "fifo", "directory", "socket", "a megabyte"]
 )

@@ -301,7 +301,7 @@ class TestHome:
         client = sign_in()
         found = {need["url"].rstrip("/").rpartition("/")[2]: need for need in self.needs(client)}
         said = {
-            blocked.pk: ("special", "Unblock"),
+            blocked.pk: ("special", "Answer…"),
             review.pk: ("special", "Approve"),
             broken.pk: ("special", "Retry"),
             crashed.pk: ("bad", "Hold"),
@@ -320,7 +320,9 @@ class TestHome:
         assert urgencies == sorted(urgencies, key=["special", "bad", "warn"].index)
         for key in (blocked.pk, review.pk, broken.pk, crashed.pk, quota.pk, "profiles", "kanban"):
             answer = client.post(
-                found[key]["post_url"], {"seen": found[key].get("seen", "")}, headers={"Referer": "http://testserver/"}
+                found[key].get("post_url") or found[key]["act_url"],
+                {"seen": found[key].get("seen", "")},
+                headers={"Referer": "http://testserver/"},
             )
             assert (answer.status_code, answer.headers.get("Location")) == (302, "/"), key
         left = {need["url"].rstrip("/").rpartition("/")[2] for need in self.needs(client)}

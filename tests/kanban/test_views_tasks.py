@@ -132,6 +132,34 @@ class TestTask:
             moved = rows.fresh(task).status != status
             assert moved == (name in names), name
 
+    def test_a_question_is_answered_and_the_task_goes_on(self, sign_in, make_task):
+        task = make_task("Soil")
+        task = lifecycle.block(task, "Peat or <b>coir</b>?", by=rows.ANNA, now=timezone.now())
+        client = sign_in()
+        text = text_of(client.get(task.get_absolute_url()))
+        assert f'href="{task.get_absolute_url()}unblock/?seen=' in text
+        assert "Answer…" in text
+        asked = text_of(client.get(f"{task.get_absolute_url()}unblock/"))
+        assert "Peat or &lt;b&gt;coir&lt;/b&gt;?" in asked
+        stale = post(client, task, "unblock", answer="Peat.", seen="ready.1")
+        assert (stale.status_code, task.comments.count()) == (409, 0)
+        assert post(client, task, "unblock", answer="  Peat.\r\nIn **both** beds. ").status_code == 302
+        comment = task.comments.get()
+        assert (comment.body, comment.author.startswith("operator")) == ("Peat.\nIn **both** beds.", True)
+        assert rows.fresh(task).status == "ready"
+
+    @pytest.mark.parametrize("answer", ["", " \r\n "])
+    def test_without_a_word_it_goes_on_as_well(self, sign_in, make_task_in, answer):
+        task = make_task_in("blocked")
+        assert post(sign_in(), task, "unblock", answer=answer).status_code == 302
+        assert (rows.fresh(task).status, task.comments.count()) == ("ready", 0)
+
+    def test_an_endless_answer_is_refused_and_nothing_moves(self, sign_in, make_task_in):
+        task = make_task_in("blocked")
+        answer = post(sign_in(), task, "unblock", answer="x" * 2_000_000)
+        assert answer.status_code == 422
+        assert (rows.fresh(task).status, task.comments.count()) == ("blocked", 0)
+
     def test_the_form_of_an_edit_notices_another_edit(self, sign_in, make_task):
         task = make_task("Before", body="one")
         client = sign_in()
