@@ -376,6 +376,8 @@ def test_a_worker_killed_between_term_and_kill(programs, tmp_path: Path) -> None
         assert told("ask") == ["asked", "", 1]
         worker = programs("manage.py", "worker")
         wait_for((root / "terms").exists, WITHIN_S)
+        # Killed before it has noted that it asked, the next one asks again.
+        wait_for(lambda: told("look")[1] == stops.ASKED, WITHIN_S)
         worker.kill()
         worker.wait()
         assert (told("look")[0], loop.poll(), is_alive(agent)) == ("ending", None, True)
