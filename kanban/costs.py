@@ -7,19 +7,20 @@ from typing import Any
 from django.db.models import Count, Q, QuerySet, Sum
 
 from kanban.models import Run
-from kanban.states import Outcome
+from kanban.states import COUNTED, Outcome
 from projects import costs
 from projects.days import Window, day_of, read_day
 
-FAILED = (Outcome.CRASHED, Outcome.FAILED, Outcome.TIMED_OUT, Outcome.PROTOCOL_VIOLATION)
-SUMS: dict[str, Any] = {
-    "spent": Sum("cost_usd"),
-    "runs": Count("pk"),
-    "known": Count("cost_usd"),
-    "said": Sum("tokens"),
-    "failures": Count("pk", filter=Q(outcome__in=FAILED)),
-    "waits": Count("pk", filter=Q(outcome=Outcome.RATE_LIMITED)),
-}
+# What went wrong, whether or not it counts against the task.
+FAILED = frozenset({*COUNTED, Outcome.FAILED})
+# What is told when an attempt ends, or its process after it, which may tell what it cost.
+ENDS = tuple(
+    f"task.{what}"
+    for what in (
+        *("completed", "blocked", "crashed", "timed_out", "rate_limited", "protocol_violation", "review_requested"),
+        *("reclaimed", "archived", "gave_up", "forced", "exited"),
+    )
+)
 
 
 def attempts(project: str = "") -> QuerySet[Run]:
@@ -34,17 +35,24 @@ def within(rows: QuerySet[Run], span: Window) -> QuerySet[Run]:
 
 
 def beside(span: Window, project: str = "") -> costs.Beside:
-    """Return what stands beside the costs of loops, in two queries."""
+    """Return what stands beside the costs of loops, in two queries: by day, and by project and profile."""
     found = costs.Beside()
     inside: QuerySet[Any, Any] = within(attempts(project), span).annotate(day=day_of(span, "ended_at"))
-    for row in inside.values("day", "task__project", "profile").annotate(**SUMS):
-        added = _sum(row)
-        _add(found.by_day, read_day(row["day"]), added)
-        _add(found.by_project, row["task__project"], added)
-        _add(found.by_profile, row["profile"], added)
-    ever: QuerySet[Any, Any] = attempts(project)
-    for row in ever.values("task__project").annotate(**SUMS):
-        found.ever[row["task__project"]] = _sum(row)
+    for row in inside.values("day").annotate(**_sums()):
+        found.by_day[read_day(row["day"])] = _sum(row)
+    ever: QuerySet[Any, Any] = attempts()
+    recent = Q(ended_at__gte=span.start, ended_at__lt=span.end)
+    sums = {**_sums(), **_sums("recent_", recent)}
+    for row in ever.values("task__project", "profile").annotate(**sums):
+        slug = row["task__project"]
+        found.known.add(slug)
+        if project not in {"", slug}:
+            continue
+        _add(found.ever, slug, _sum(row))
+        if row["recent_runs"]:
+            added = _sum(row, "recent_")
+            _add(found.by_project, slug, added)
+            _add(found.by_profile, row["profile"], added)
     return found
 
 
@@ -71,12 +79,26 @@ def _add(sums: dict[Any, costs.Sum], key: Any, added: costs.Sum) -> None:
     sums[key] = sums.get(key, costs.Sum()) + added
 
 
-def _sum(row: dict[str, Any]) -> costs.Sum:
+def _sums(prefix: str = "", where: Q | None = None) -> dict[str, Any]:
+    """Return what is added up, of those that fit `where`, under names that begin with `prefix`."""
+    where = where or Q()
+    return {
+        f"{prefix}spent": Sum("cost_usd", filter=where),
+        f"{prefix}runs": Count("pk", filter=where),
+        f"{prefix}known": Count("cost_usd", filter=where),
+        f"{prefix}said": Sum("tokens", filter=where),
+        f"{prefix}failures": Count("pk", filter=where & Q(outcome__in=sorted(FAILED))),
+        f"{prefix}waits": Count("pk", filter=where & Q(outcome=Outcome.RATE_LIMITED)),
+    }
+
+
+def _sum(row: dict[str, Any], prefix: str = "") -> costs.Sum:
+    told = {name: row[f"{prefix}{name}"] for name in ("spent", "runs", "known", "said", "failures", "waits")}
     return costs.Sum(
-        cost=Decimal(row["spent"]).quantize(costs.SMALLEST) if row["known"] else None,
-        runs=row["runs"],
-        tokens=row["said"],
-        unknown=row["runs"] - row["known"],
-        failed=row["failures"],
-        rate_limited=row["waits"],
+        cost=Decimal(told["spent"]).quantize(costs.SMALLEST) if told["known"] else None,
+        runs=told["runs"],
+        tokens=told["said"],
+        unknown=told["runs"] - told["known"],
+        failed=told["failures"],
+        rate_limited=told["waits"],
     )

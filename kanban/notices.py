@@ -31,6 +31,7 @@ from projects.errors import Conflict
 from projects.events import WIRE
 from projects.models import Event, EventFloor
 from projects.sentences import sentence
+from projects.templatetags.andon import visible
 
 # Events looked at for one subscription in one pass, and how many of its notices may wait before it is fed no more.
 BATCH = 500
@@ -182,7 +183,7 @@ def _mail(delivery: Delivery) -> None:
         raise webhooks.Failed("e-mail is not set up here any more: EMAIL_URL is unset")
     event = delivery.document
     title = projects.titles({event["subject"]}).get(event["subject"], "")
-    told = " ".join(sentence(event["kind"], event["subject"], event["payload"], title).split())
+    told = visible(" ".join(sentence(event["kind"], event["subject"], event["payload"], title).split()))
     lines = [
         told or event["subject"],
         "",

@@ -94,6 +94,13 @@ CLOSED = frozenset({Status.DONE, Status.ARCHIVED})
 OPEN = frozenset(Status) - CLOSED
 # What lifts these is a person; the others lift themselves.
 HUMAN_BLOCKS = frozenset({BlockKind.NEEDS_INPUT, BlockKind.CAPABILITY, BlockKind.BREAKER})
+
+
+def is_question(kind: str, reason: str) -> bool:
+    """Say whether a block, by its kind and reason, is one that a person lifts by saying something; "" is none."""
+    return kind in HUMAN_BLOCKS - {BlockKind.BREAKER} and not reason.startswith(OVER_BUDGET)
+
+
 # These count against a task's failure limit.
 COUNTED = frozenset({Outcome.SPAWN_FAILED, Outcome.CRASHED, Outcome.TIMED_OUT, Outcome.PROTOCOL_VIOLATION})
 

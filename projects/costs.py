@@ -100,12 +100,16 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What other work than loops has cost in a window: attempts at tasks. `ever`, of all time, is by project too."""
+    """What other work than loops has cost in a window: attempts at tasks.
+
+    `ever`, of all time, is by project too; `known` are the projects that have any, whichever was asked for.
+    """
 
     by_day: dict[date, Sum] = field(default_factory=dict)
     by_project: dict[str, Sum] = field(default_factory=dict)
     by_profile: dict[str, Sum] = field(default_factory=dict)
     ever: dict[str, Sum] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,8 +198,8 @@ class Strangers:
         """Send TERM to those whose turn it is, and note it then: a worker killed between the two sends it again.
 
         The leader is first, its group with it or, where the grace is long, when it has ended: its agent may finish. All
-        the others, such as an agent in a session of its own, come when nobody of the group is left, or nobody of those
-        who were asked: what they began after that, perhaps to tidy up, is not asked while they live.
+        the others, such as an agent in a session of its own, come when nobody is left of those who were asked: what
+        these began after that, perhaps to tidy up, is not asked while they live.
         """
         memory, is_gone = self._memories[row.pk], seen[leader] is Verdict.GONE
         turn = stops.LEADER_ASKED if row.grace_s > signals.PATIENT_S and not is_gone else stops.ASKED
@@ -212,8 +212,9 @@ class Strangers:
                 signals.send(self.kernel, signal.SIGTERM, first)
                 memory.asked |= first
             stops.note_asked(row, turn)
-        heard = bool(memory.asked) and all(seen.get(each, Verdict.GONE) is Verdict.GONE for each in memory.asked)
-        if is_gone and (heard or all(seen[each] is Verdict.GONE for each in kin.group)):
+        # Who was asked, an earlier worker alone knew.
+        waited_for = memory.asked or kin.group
+        if is_gone and all(seen.get(each, Verdict.GONE) is Verdict.GONE for each in waited_for):
             signals.send(self.kernel, signal.SIGTERM, alive - memory.asked)
             memory.asked |= alive
 

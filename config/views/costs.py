@@ -21,9 +21,10 @@ def report(request: HttpRequest) -> HttpResponse:
     now = timezone.now()
     beside = attempts.beside(window(days, now), slug)
     reporting = costs.reporting()
-    known = {row["slug"] for row in reporting if row["has_entries"]} | beside.ever.keys()
+    known = {row["slug"] for row in reporting if row["has_entries"]} | beside.known
     context = {
         "costs": costs.report(days, now, slug, beside),
+        "kinds": " ".join(("project.", *attempts.ENDS)),
         "slug": slug,
         "days": days,
         "choices": CHOICES,

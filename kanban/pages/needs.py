@@ -12,7 +12,7 @@ from django.utils.translation import ngettext
 
 from kanban.models import Board, Profile, Task
 from kanban.pages.cards import STALE_AFTER
-from kanban.states import HUMAN_BLOCKS, OVER_BUDGET, STRANDED_AFTER, BlockKind, Status
+from kanban.states import HUMAN_BLOCKS, STRANDED_AFTER, BlockKind, Status, is_question
 from projects.models import ApiToken, Project
 from services.models import WorkerHost
 from services.states import SILENT_AFTER, HostStatus
@@ -147,7 +147,7 @@ def _blocked(row: Row) -> dict[str, Any]:
             mark="breaker",
             post=("unblock", _("Retry")),
         )
-    if row.reason.startswith(OVER_BUDGET):
+    if not is_question(row.kind, row.reason):
         return _of_task(
             row, "special", _("over budget"), row.reason, mark="blocked", ask=("limit", _("Raise the limit…"))
         )

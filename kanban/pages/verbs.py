@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from kanban.models import Task
-from kanban.states import CLOSED, OVER_BUDGET, TASK_MOVES, BlockKind, Status
+from kanban.states import CLOSED, TASK_MOVES, BlockKind, Status, is_question
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def verb(task: Task, name: str) -> Verb:
     label = str(LABELS[name])
     if name == "unblock" and task.block_kind == BlockKind.BREAKER:
         label = _("Retry")
-    if name == "unblock" and is_question(task):
+    if name == "unblock" and is_question(task.block_kind, task.block_reason):
         label = _("Answer…")
     return Verb(
         name,
@@ -80,18 +80,12 @@ def verb(task: Task, name: str) -> Verb:
         reverse("task-verb", args=[task.pk, name]),
         # What ends a worker asks first; what a worker asked is answered before it goes on.
         asks=name in _FORMS
-        or (name == "unblock" and is_question(task))
+        or (name == "unblock" and is_question(task.block_kind, task.block_reason))
         or (runs and name in {"release", "review", "archive"}),
         danger=runs and name in {"release", "archive", "complete"},
         primary=name in {"approve", "unblock"} or (name == "ready" and task.status == Status.TRIAGE),
         why=why_not(task, name),
     )
-
-
-def is_question(task: Task) -> bool:
-    """Say whether a task is blocked for what a person can say."""
-    asks = task.block_kind in {BlockKind.NEEDS_INPUT, BlockKind.CAPABILITY}
-    return task.status == Status.BLOCKED and asks and not task.block_reason.startswith(OVER_BUDGET)
 
 
 def why_not(task: Task, name: str) -> str:

@@ -7,11 +7,12 @@ from django import forms
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.utils import timezone
 from django.utils.functional import Promise
+from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST
 
-from kanban import lifecycle
+from kanban import lifecycle, states
 from kanban.forms import (
     AnswerForm,
     AssignForm,
@@ -64,6 +65,8 @@ def verb(request: HttpRequest, task_id: str, name: str) -> HttpResponse:
     if request.method != "POST":
         if not button.asks and name not in FORMS:
             return HttpResponseNotAllowed(["POST"])
+        if name == "unblock" and not button.asks:
+            form_class = Seen
         return _ask(request, task, button, form_class(initial=_initial(request, task), auto_id=f"id_{name}_%s"))
     form = form_class(request.POST, auto_id=f"id_{name}_%s")
     if not form.is_valid():
@@ -122,14 +125,15 @@ def _ask(request: HttpRequest, task: Task, button: verbs.Verb, form: forms.Form)
     title, body = str(QUESTIONS.get(button.name, "%s")), ""
     if task.status == Status.RUNNING and button.name in {"block", "complete", "archive", "release", "review"}:
         body = _("Its worker is stopped: what it has done in its workspace stays. This cannot be undone.")
-    if button.name == "unblock":
-        body = visible(task.block_reason[:QUESTION_SHOWN])
+    is_answer = button.name == "unblock" and states.is_question(task.block_kind, task.block_reason)
+    if is_answer:
+        title, body = _("Answer %s, and let it go on?"), visible(Truncator(task.block_reason).chars(QUESTION_SHOWN))
     context = {
         "title": title % task.pk,
         "body": body,
         "task": task,
         "action": request.path,
-        "label": _("Unblock") if button.name == "unblock" else button.label.removesuffix("…"),
+        "label": _("Unblock") if is_answer else button.label.removesuffix("…"),
         "danger": button.danger,
         "back": form["next"].value() or task.get_absolute_url(),
         "form": form,
@@ -253,7 +257,7 @@ VERBS: dict[str, tuple[Callable[[Task, Typed, By], Task], Said]] = {
 
 # What each page that asks is called.
 QUESTIONS: dict[str, Promise] = {
-    "unblock": gettext_lazy("Answer %s, and let it go on?"),
+    "unblock": gettext_lazy("Let %s go on?"),
     "release": gettext_lazy("Release %s?"),
     "review": gettext_lazy("Send %s to review?"),
     "archive": gettext_lazy("Archive %s?"),

@@ -1,5 +1,6 @@
 """What an event says to a person: one sentence a kind, from its payload."""
 
+from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -8,12 +9,16 @@ from projects.sentences.words import Payload, Tell, changed, exit_words, length,
 
 __all__ = ["SENTENCES", "cleaned", "length", "sentence"]
 
+TITLE_SHOWN = 80
+
 
 def sentence(kind: str, subject: str, payload: Payload, title: str = "") -> str:
     """Return the sentence; a kind that has none is told by its payload. With a title the subject goes by that."""
     _family, _colon, name = subject.partition(":")
     slug, _slash, part = name.partition("/")
-    context = {"name": _("“%s”") % title if title else name, "slug": slug, "part": part}
+    # What happened is to be seen behind any title.
+    called = _("“%s”") % Truncator(title).chars(TITLE_SHOWN) if title else name
+    context = {"name": called, "slug": slug, "part": part}
     tell = SENTENCES.get(kind)
     return tell(context, payload) if tell else plain(payload)
 

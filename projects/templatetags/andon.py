@@ -80,7 +80,8 @@ def visible(text: str) -> str:
     """A name or line of somebody else's, in which no sign is invisible and no byte unreadable; line ends stay."""
     text = str(text)
     if text.isascii() and text.isprintable():
-        return text
+        # As a plain text again: a mark of safety is not handed on.
+        return text + ""
     return "\n".join(line.translate(INVISIBLE).encode("utf-8", "replace").decode() for line in text.split("\n"))
 
 

@@ -2,18 +2,19 @@
 
 import csv
 import io
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 from django.utils import timezone
 
 from kanban import costs as attempts
+from kanban import lifecycle
 from kanban.models import Run, Task
 from kanban.states import Outcome
-from projects import costs
+from projects import costs, exports
 from projects.days import window, zone
-from projects.models import UsageEntry
+from projects.models import Event, UsageEntry
 from tests.kanban import rows
 from tests.projects.test_cost_pages import rows_of, whole
 
@@ -102,14 +103,17 @@ class TestReport:
         ended("8", project="orchard")
         ended("16")
         assert report(project="garden").total.cost == 5
+        assert report(project="garden").ever.cost == 5
         assert [line.name for line in report(project="garden").by_project] == ["garden"]
 
     @pytest.mark.parametrize("name", ["UTC", "Pacific/Auckland", "America/New_York"])
-    def test_a_day_is_the_sites(self, ended, settings, name):
+    @pytest.mark.parametrize("now", [datetime(2026, 11, 3, 12, tzinfo=UTC), datetime(2026, 9, 28, 12, tzinfo=UTC)])
+    def test_a_day_is_the_sites(self, ended, settings, name, now, time_machine):
+        # The clocks of New York and of Auckland change within the four days before.
+        time_machine.move_to(now, tick=False)
         settings.TIME_ZONE = name
         for hours in range(0, 96, 5):
             ended("1", days=hours / 24)
-        now = timezone.now()
         found = attempts.beside(window(30, now)).by_day
         days = [run.ended_at.astimezone(zone()).date() for run in Run.objects.all()]
         assert {day: each.runs for day, each in found.items()} == {day: days.count(day) for day in days}
@@ -124,6 +128,37 @@ class TestPage:
         assert "By profile" in text
         assert "By story" not in text
         assert "no project" in text
+
+    def test_every_project_can_be_chosen_from_every_other(self, sign_in, ended, billed):
+        ended("1", project="garden")
+        ended("1", project="orchard")
+        billed("hedge", "1")
+        client = sign_in()
+        for query in ("", "?project=garden", "?project=hedge", "?days=7&project=nobody"):
+            text = client.get(f"/costs/{query}").content.decode()
+            for slug in ("garden", "orchard", "hedge"):
+                assert f'<option value="{slug}"' in text, (query, slug)
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda run: lifecycle.complete(run.task, by=rows.as_run(run), now=timezone.now()),
+            lambda run: lifecycle.block(run.task, "?", by=rows.as_run(run), now=timezone.now()),
+            lambda run: lifecycle.request_review(run.task, by=rows.as_run(run), now=timezone.now()),
+            lambda run: lifecycle.release(run.task, by=rows.ANNA, now=timezone.now()),
+            lambda run: lifecycle.archive(run.task, by=rows.ANNA, now=timezone.now()),
+            lambda run: rows.ended(run, 3),
+            lambda run: rows.ended(run, 75),
+            lambda run: rows.ended(run, 0),
+        ],
+    )
+    def test_it_is_live_however_an_attempt_ends(self, sign_in, end):
+        run = rows.started()
+        since = Event.objects.order_by("-id")[0].pk
+        end(run)
+        told = set(Event.objects.filter(id__gt=since).values_list("kind", flat=True))
+        kinds = sign_in().get("/costs/").content.decode().partition('data-live-kinds="')[2].partition('"')[0].split()
+        assert told & set(kinds), told
 
     def test_costs_at_most_12_queries(self, sign_in, ended, billed, django_assert_max_num_queries):
         for number in range(20):
@@ -145,6 +180,7 @@ class TestPage:
 class TestExport:
     def test_both_oldest_first(self, sign_in, ended, billed, monkeypatch):
         monkeypatch.setattr(costs, "EXPORT_PAGE", 2)
+        monkeypatch.setattr(exports, "PAGE", 3)
         for number in range(5):
             billed(f"p{number}", str(number), days=2 * number)
             ended("0.5", days=2 * number + 1, project="=p", tokens=70, outcome=Outcome.CRASHED)

@@ -88,6 +88,7 @@ class TestEvents:
             record("task.heartbeat", "task:t_1", by=SWEEP, now=timezone.now(), note="Halfway")
         client = sign_in()
         text = client.get("/events/").content.decode()
+        assert "Small changes are shown when they are asked for" in text
         assert "project.changed" not in text
         assert "Halfway" not in text
         for query in ("small=1", "kind=task.heartbeat", "subject=task:t_1"):
@@ -103,6 +104,11 @@ class TestEvents:
             with django_assert_max_num_queries(12):
                 text = client.get(path).content.decode()
             assert "“Paint &lt;b&gt;100 %&lt;/b&gt; of &quot;it&quot;” made" in text, path
+        Task.objects.update(title="evil \u202egnp.exe \u200bx")
+        for path in pages:
+            text = client.get(path).content.decode()
+            assert "gnp.exe" in text, path
+            assert not {"\u202e", "\u200b"} & set(text), path
         Task.objects.all().delete()
         assert f"{task.pk} made" in client.get("/events/").content.decode()
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,14 +224,21 @@ def test_with_a_long_grace_an_agent_in_the_scripts_group_finishes(yard: Yard) ->
     assert (yard.lines("ended"), is_alive(agent)) == (["loop", "agent"], False)
 
 
-def test_what_an_agent_begins_when_it_is_asked_tidies_up_in_peace(yard: Yard) -> None:
+@pytest.mark.parametrize("grace_s", [30, 3600])
+@pytest.mark.parametrize("alone", ["", "setsid "])
+def test_what_an_agent_begins_when_it_is_asked_tidies_up_in_peace(yard: Yard, alone: str, grace_s: int) -> None:
     tidy = "trap 'echo hurt >> hurt' TERM; sleep 1; echo tidy >> ended"
     agent = (
         f"trap {shlex.quote(f'sh -c {shlex.quote(tidy)}; exit 0')} TERM; echo $$ > agent; while :; do sleep 0.1; done"
     )
-    yard.loop(f"sh -c {shlex.quote(agent)} & {PLAIN}")
+    yard.loop(f"{alone}sh -c {shlex.quote(agent)} & {PLAIN}")
     yard.pid("agent")
-    assert yard.outcome(yard.ask(3600)) == ("stopped", "")
+    row = yard.ask(grace_s)
+    # As each sweep does.
+    wakes = threading.Timer(0.5, yard.strangers.wake, [row.pk])
+    wakes.start()
+    assert yard.outcome(row) == ("stopped", "")
+    wakes.join()
     assert ("tidy" in yard.lines("ended"), yard.lines("hurt")) == (True, [])
 
 

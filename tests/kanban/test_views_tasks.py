@@ -154,6 +154,20 @@ class TestTask:
         assert post(sign_in(), task, "unblock", answer=answer).status_code == 302
         assert (rows.fresh(task).status, task.comments.count()) == ("ready", 0)
 
+    def test_only_a_question_asks_for_an_answer_and_is_shown_as_it_was_asked(self, sign_in, make_task):
+        client, task = sign_in(), make_task("Soil")
+        url = f"{task.get_absolute_url()}unblock/"
+        assert "Your answer" not in text_of(client.get(url))
+        lifecycle.block(task, "Peat or coir?\n1. peat\n" + "x" * 5000, by=rows.ANNA, now=timezone.now())
+        text = text_of(client.get(url))
+        assert "Peat or coir?<br>1. peat<br>" in text
+        assert "xxx…" in text
+        assert "Your answer" in text
+        rows.ended(rows.started(broken := make_task("Breaks", failure_limit=1)), 3)
+        text = text_of(client.get(f"{broken.get_absolute_url()}unblock/"))
+        assert "Your answer" not in text
+        assert ">Retry<" in text
+
     def test_an_endless_answer_is_refused_and_nothing_moves(self, sign_in, make_task_in):
         task = make_task_in("blocked")
         answer = post(sign_in(), task, "unblock", answer="x" * 2_000_000)

@@ -3,13 +3,27 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.utils.html import conditional_escape
+from django.utils.safestring import mark_safe
 from hypothesis import given
 from hypothesis import strategies as st
 
 from projects.sentences import SENTENCES, length, sentence
-from projects.templatetags.andon import age, duration, status_word
+from projects.templatetags.andon import age, duration, status_word, visible
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["<b>", "<b>é", "<b>\u202e"])
+def test_what_others_wrote_is_escaped_whatever_mark_it_bears(text):
+    assert conditional_escape(visible(mark_safe(text))).startswith("&lt;b&gt;")
+
+
+def test_a_title_stands_for_the_name_and_leaves_room_for_what_happened():
+    assert sentence("task.completed", "task:t_1", {}, "Paint 100 % of it") == "“Paint 100 % of it” is done"
+    told = sentence("task.blocked", "task:t_1", {"block_kind": "needs_input", "reason": "red?"}, "x" * 500)
+    assert told.endswith("…” needs an answer: red?")
+    assert len(told) < 160
 
 
 @pytest.mark.parametrize(

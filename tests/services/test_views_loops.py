@@ -208,16 +208,37 @@ class TestRollback:
         assert row.get_absolute_url() in operator.get("/projects/demo/rollback/").content.decode()
 
     def test_after_one_an_older_commit_is_chosen(self, root, worker, operator):
+        commit(root, f"feat: [US-003] {HOSTILE}", c__py="c")
         older, newest = git(root, "rev-parse", "HEAD~1"), git(root, "rev-parse", "HEAD")
         text = operator.get("/projects/demo/rollback/").content.decode()
         assert f'<option value="{newest}" selected>' in text
         assert f'<option value="{older}">' in text
-        operator.post("/projects/demo/rollback/confirm/", self.fields(root, story="US-002"))
+        for sign in ("<script>alert", "\x1b", "\u202e"):
+            assert sign not in text
+        operator.post("/projects/demo/rollback/confirm/", self.fields(root, story="US-003"))
         text = operator.get("/projects/demo/rollback/").content.decode()
         assert text.count("data-blocker") == 1
         assert "Choose an older commit" in text
         chosen = operator.get(f"/projects/demo/rollback/?commit={older}").content.decode()
         assert f'<option value="{older}" selected>' in chosen
+        assert "data-blocker" not in chosen
+        assert f"commit={older}" in chosen.partition("/rollback/confirm/")[2]
+        said = {**self.fields(root, story="US-002", commit=older), "idempotency_key": "k2"}
+        operator.post("/projects/demo/rollback/confirm/", said)
+        assert [row.reverted_commit for row in Rollback.objects.order_by("pk")] == [newest, older]
+        assert not (root / "b.py").exists()
+
+    def test_a_commit_beyond_those_offered_and_one_that_is_none(self, root, operator, monkeypatch):
+        commit(root, "feat: [US-003] Story 3", c__py="c")
+        older = git(root, "rev-parse", "HEAD~1")
+        commit(root, "feat: [US-003] More", d__py="d")
+        monkeypatch.setattr("projects.rollback.RECENT", 2)
+        text = operator.get(f"/projects/demo/rollback/?commit={older}~").content.decode()
+        assert '<option value="" selected disabled>' in text
+        assert "unknown-commit" in text
+        root_commit = git(root, "rev-list", "--max-parents=0", "HEAD")
+        text = operator.get(f"/projects/demo/rollback/?commit={root_commit}").content.decode()
+        assert f'<option value="{root_commit}" selected>' in text
 
     def test_a_stale_preview_is_shown_against_now(self, root, worker, operator):
         fields = self.fields(root)
