@@ -13,11 +13,13 @@ from kanban.states import (
     COUNTED,
     HUMAN_BLOCKS,
     OPEN,
+    OVER_BUDGET,
     TASK_MOVES,
     BlockKind,
     Outcome,
     Phase,
     Status,
+    is_question,
 )
 from projects.errors import Conflict
 from projects.events import writing
@@ -139,3 +141,9 @@ class TestConstraints:
         run = rows.pulled()
         with pytest.raises(IntegrityError), transaction.atomic():
             Run.objects.create(task=run.task, number=2, owner="x", started_at=now)
+
+
+@pytest.mark.parametrize("kind", ["", *BlockKind])
+def test_a_question_is_what_somebody_can_answer(kind: str) -> None:
+    assert is_question(kind, "Peat or coir?") == (kind in {BlockKind.NEEDS_INPUT, BlockKind.CAPABILITY})
+    assert not is_question(kind, f"{OVER_BUDGET}: 2.00 of 1.00 dollars")
