@@ -54,7 +54,7 @@ PAGES = (
     Walk("profile-pause", "/kanban/profiles/demo/pause/"),
     Walk("task-new", "/kanban/tasks/new/"),
     Walk("task", "/kanban/tasks/{task}/", ("main a[data-dialog]",)),
-    Walk("task", "/kanban/tasks/{blocked}/"),
+    Walk("task", "/kanban/tasks/{blocked}/", ("a[href*='/unblock/']",)),
     Walk("task-move", "/kanban/tasks/{blocked}/move/"),
     Walk("task-verb", "/kanban/tasks/{blocked}/complete/"),
     Walk("run", "/runs/{run}/"),
